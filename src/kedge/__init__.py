@@ -1,0 +1,1 @@
+"""Kedge: image retrieval with learned class anchors. Train, evaluate, index and search."""

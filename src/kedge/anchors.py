@@ -1,0 +1,104 @@
+"""Anchors: the named vectors that pictures are hauled to in training and filed under in search."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from kedge.errors import InputError, ModelError
+
+__all__ = ["Anchors", "nearest_anchors", "squared_distances", "unit_length"]
+
+Vectors = npt.NDArray[np.float32]
+
+_BLOCK_BYTES = 64 << 20
+
+
+def squared_distances(queries: npt.NDArray[np.floating], points: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return squared Euclidean distances, shape (queries, points), float64.
+
+    Worked out as ||q||^2 + ||x||^2 - 2 q.x in float64, where cancellation costs nothing that float32 inputs could show
+    (in float32 the same formula reorders close neighbours).
+    """
+    left, right = queries.astype(np.float64), points.astype(np.float64)
+    squared = np.einsum("qd,qd->q", left, left)[:, None] + np.einsum("nd,nd->n", right, right)[None, :]
+    squared -= 2.0 * (left @ right.T)
+    return np.maximum(squared, 0.0, out=squared)
+
+
+def nearest_anchors(vectors: npt.NDArray[np.floating], anchors: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Return for each vector the row of its nearest anchor, shape (n,); the first of equals. Works in blocks."""
+    nearest = np.empty(len(vectors), dtype=np.int64)
+    block = max(1, _BLOCK_BYTES // (8 * (len(anchors) + vectors.shape[1])))
+    for start in range(0, len(vectors), block):
+        nearest[start : start + block] = squared_distances(vectors[start : start + block], anchors).argmin(axis=1)
+    return nearest
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Class names and their vectors; row i of `vectors`, shape (classes, d) float32, belongs to `names[i]`."""
+
+    names: tuple[str, ...]
+    vectors: Vectors
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.names) != len(self.vectors):
+            raise InputError(f"{len(self.names)} anchor names were given with vectors of shape {self.vectors.shape}")
+        if len(set(self.names)) != len(self.names):
+            raise InputError("two anchors have the same name")
+        if not np.isfinite(self.vectors).all():
+            raise InputError("an anchor is not finite")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self.vectors.shape[1])
+
+    def unit(self) -> Self:
+        """Return the same anchors with every vector made unit length."""
+        return type(self)(self.names, unit_length(self.vectors))
+
+    @classmethod
+    def from_means(
+        cls, names: Sequence[str], vectors: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]
+    ) -> Self:
+        """Return the mean of each class's vectors as its anchor; vectors (n, d), labels (n,) in 0..len(names)-1."""
+        means = np.zeros((len(names), vectors.shape[1]), dtype=np.float64)
+        np.add.at(means, labels, vectors.astype(np.float64))
+        counts = np.bincount(labels, minlength=len(names))
+        if (counts == 0).any():
+            empty = names[int(np.argmin(counts))]
+            raise InputError(f"class '{empty}' has no picture, so its anchor cannot be set: leave the class out")
+        return cls(tuple(names), (means / counts[:, None]).astype(np.float32))
+
+    def nearest(self, vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """Return for each vector, shape (n, d), the row of its nearest anchor, shape (n,)."""
+        return nearest_anchors(vectors, self.vectors)
+
+    def save(self, path: Path) -> None:
+        """Write the vectors to a safetensors file; the names stand in the model's `kedge.json`."""
+        save_file({"vectors": np.ascontiguousarray(self.vectors)}, path)
+
+    @classmethod
+    def load(cls, path: Path, names: Sequence[str]) -> Self:
+        """Read the vectors that `save` wrote; `names` are the model's class names, in the same order."""
+        try:
+            vectors = load_file(path)["vectors"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ModelError(f"{path} cannot be read as anchors ({error}): train or export the model again") from error
+        return cls(tuple(names), vectors.astype(np.float32))
+
+
+def unit_length(vectors: npt.NDArray[np.floating]) -> Vectors:
+    """Return vectors, shape (n, d), divided by their norms; a zero vector stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)

@@ -1,0 +1,137 @@
+"""Model: a folder that holds everything a trained embedding needs to be used again.
+
+    kedge.json           classes, preprocessing, distance, how it was trained, what it scored
+    encoder.onnx         pictures -> embeddings, runs without torch
+    weights.safetensors  the network's weights, for further training
+    anchors.safetensors  one vector a class
+    splits.json          content hashes of the pictures that were trained on, validated on and tested on
+    metrics.jsonl        one line an epoch
+    report.html          what was measured, with plots
+
+No file in it is a pickle. The folder is written beside its final place and renamed, so that it is whole or absent.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kedge.anchors import Anchors
+from kedge.errors import ModelError
+
+__all__ = ["FORMAT_VERSION", "Distance", "Model", "ModelCard", "Preprocessing"]
+
+FORMAT_VERSION = 1
+Distance = Literal["l2", "cosine"]
+SplitName = Literal["train", "validation", "test"]
+
+CARD, ENCODER, WEIGHTS, ANCHORS = "kedge.json", "encoder.onnx", "weights.safetensors", "anchors.safetensors"
+SPLITS, METRICS, REPORT = "splits.json", "metrics.jsonl", "report.html"
+NEEDED = (CARD, ENCODER, ANCHORS)
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Preprocessing(_Closed):
+    """How a decoded picture becomes the encoder's input: a square of `image_size` pixels, RGB, uint8.
+
+    The shorter side is resized to `image_size` (bicubic, antialiased) and the middle is cut out. Normalisation by the
+    channel means and deviations is the first step of the graph itself.
+    """
+
+    image_size: int = Field(ge=8, le=4096)
+
+
+class ModelCard(_Closed):
+    """What `kedge.json` says of a model."""
+
+    format_version: int = FORMAT_VERSION
+    kedge_version: str
+    created_at: str
+    classes: tuple[str, ...]
+    dim: int = Field(ge=1)
+    distance: Distance
+    preprocessing: Preprocessing
+    trained: dict[str, Any]
+    """The resolved training settings, and the name and counts of the data set."""
+    scores: dict[str, Any] = Field(default_factory=dict)
+    """What it scored: keys say the split and the figure."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder that was found whole; `kedge.Encoder(model)` runs it."""
+
+    folder: Path
+    card: ModelCard
+    anchors: Anchors
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Open a model folder; refuse one that is missing, half written or of a newer format."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ModelError(f"no model folder at {folder}: train one with `kedge train DATA --out {folder}`")
+        missing = [name for name in NEEDED if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(
+                f"{folder} is no whole model folder: {', '.join(missing)} missing. "
+                f"Name the folder that `kedge train --out` wrote, or train again"
+            )
+        card = _read_card(folder / CARD)
+        anchors = Anchors.load(folder / ANCHORS, card.classes)
+        if anchors.dim != card.dim:
+            raise ModelError(f"{folder}: anchors have {anchors.dim} dimensions, {CARD} says {card.dim}: train again")
+        return cls(folder, card, anchors)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides an embedding and where it is filed: graph, anchors, preprocessing, distance."""
+        digest = hashlib.sha256()
+        for name in (ENCODER, ANCHORS):
+            digest.update((self.folder / name).read_bytes())
+        digest.update(self.card.preprocessing.model_dump_json().encode())
+        digest.update(self.card.distance.encode())
+        digest.update("\0".join(self.card.classes).encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def encoder_path(self) -> Path:
+        """The ONNX graph."""
+        return self.folder / ENCODER
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return what was logged, one entry an epoch; empty for a model that was not trained."""
+        path = self.folder / METRICS
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+
+    def splits(self) -> Mapping[str, SplitName]:
+        """Return which split each picture was in when the model was trained, by content hash."""
+        path = self.folder / SPLITS
+        if not path.is_file():
+            return {}
+        stored: dict[SplitName, list[str]] = json.loads(path.read_text("utf-8"))
+        return {content: name for name, contents in stored.items() for content in contents}
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        text = json.loads(path.read_text("utf-8"))
+        version = text.get("format_version") if isinstance(text, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ModelError(
+                f"{path} has format version {version}, this Kedge reads up to {FORMAT_VERSION}: update Kedge"
+            )
+        return ModelCard.model_validate(text)
+    except (OSError, ValueError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"{path} cannot be read ({first}): train the model again") from error
