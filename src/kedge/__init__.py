@@ -1,1 +1,92 @@
 """Kedge: image retrieval with learned class anchors. Train, evaluate, index and search."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kedge.anchors import Anchors
+    from kedge.config import TrainingConfig
+    from kedge.datasets import Dataset, load_dataset
+    from kedge.encoder import Encoder
+    from kedge.errors import InputError, KedgeError, WorkError
+    from kedge.evaluation import Report, evaluate, evaluate_vectors
+    from kedge.gallery import AddReport, Gallery, Hit, SearchResult
+    from kedge.losses import ClassAnchorMargin
+    from kedge.model import Model
+    from kedge.picture import Picture, read_picture
+    from kedge.search import Neighbours, TwoStageIndex
+    from kedge.training import train
+
+__version__ = "0.1.0"
+
+# Names are fetched from their files when they are first used: `import kedge` stays instant, and searching a gallery
+# never imports torch.
+_HOMES = {
+    "AddReport": "gallery",
+    "Anchors": "anchors",
+    "ClassAnchorMargin": "losses",
+    "Dataset": "datasets",
+    "Encoder": "encoder",
+    "Gallery": "gallery",
+    "Hit": "gallery",
+    "InputError": "errors",
+    "KedgeError": "errors",
+    "Model": "model",
+    "Neighbours": "search",
+    "Picture": "picture",
+    "Report": "evaluation",
+    "SearchResult": "gallery",
+    "TrainingConfig": "config",
+    "TwoStageIndex": "search",
+    "WorkError": "errors",
+    "evaluate": "evaluation",
+    "evaluate_vectors": "evaluation",
+    "load_dataset": "datasets",
+    "read_picture": "picture",
+    "train": "training",
+}
+
+# Needed by these alone: without `kedge[train]` their import names the command that installs it.
+_NEED_TORCH = frozenset({"ClassAnchorMargin", "train"})
+
+__all__ = [
+    "AddReport",
+    "Anchors",
+    "ClassAnchorMargin",
+    "Dataset",
+    "Encoder",
+    "Gallery",
+    "Hit",
+    "InputError",
+    "KedgeError",
+    "Model",
+    "Neighbours",
+    "Picture",
+    "Report",
+    "SearchResult",
+    "TrainingConfig",
+    "TwoStageIndex",
+    "WorkError",
+    "evaluate",
+    "evaluate_vectors",
+    "load_dataset",
+    "read_picture",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kedge' has no attribute '{name}'")
+    try:
+        return getattr(import_module(f"kedge.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if name not in _NEED_TORCH or str(error.name).startswith("kedge"):
+            raise
+        from kedge.errors import MissingPartError
+
+        raise MissingPartError(f"training needs {error.name}: pip install 'kedge[train]'") from error
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

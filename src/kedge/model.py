@@ -107,6 +107,11 @@ class Model:
         """The ONNX graph."""
         return self.folder / ENCODER
 
+    @property
+    def search_anchors(self) -> Anchors:
+        """The anchors as pictures are filed under them: unit length when the model's distance is cosine."""
+        return self.anchors.unit() if self.card.distance == "cosine" else self.anchors
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return what was logged, one entry an epoch; empty for a model that was not trained."""
         path = self.folder / METRICS

@@ -1,0 +1,79 @@
+"""Augmentation: random views of a batch of pictures, worked out on the device that trains."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Augmentation"]
+
+# From this size on pictures hold enough detail to be seen at random scales.
+SCALED_FROM = 96
+LEAST_SCALE = 0.6
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training view is drawn from a picture.
+
+    view_size: side of the view in pixels. flip: mirror half of the pictures left-right. brightness: b draws a factor
+    from 1 - b to 1 + b. any_size: the network takes views smaller than the picture; views of one that does not are
+    shifted within a margin instead.
+    """
+
+    image_size: int
+    flip: bool
+    brightness: float
+    any_size: bool
+
+    @property
+    def view_size(self) -> int:
+        """Side of a training view: 7/8 of the picture where the network takes it, a multiple of 4."""
+        return max(8, self.image_size * 7 // 8 // 4 * 4) if self.any_size else self.image_size
+
+    def __call__(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Return views (n, v, v, 3) float32 in 0..255 of pictures (n, s, s, 3) uint8."""
+        if self.image_size >= SCALED_FROM:
+            views = self._scaled(pictures, generator)
+        else:
+            views = self._cropped(pictures, generator).float()
+        low, high = 1.0 - self.brightness, 1.0 + self.brightness
+        factors = torch.empty(len(views), 1, 1, 1, device=views.device).uniform_(low, high, generator=generator)
+        return (views * factors).clamp(0.0, 255.0)
+
+    def _cropped(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Cut a square at random, by one gather for the whole batch."""
+        view = self.view_size
+        if view == self.image_size:
+            margin = self.image_size // 8
+            channels_first = pictures.permute(0, 3, 1, 2).float()
+            pictures = F.pad(channels_first, (margin,) * 4, mode="reflect").permute(0, 2, 3, 1)
+        count, room = len(pictures), pictures.shape[1] - view + 1
+        device = pictures.device
+        offsets = torch.randint(0, room, (2, count, 1), generator=generator, device=device)
+        steps = torch.arange(view, device=device).expand(count, view)
+        mirrored = self._mirrored(count, generator, device)[:, None]
+        columns = torch.where(mirrored, view - 1 - steps, steps) + offsets[1]
+        rows = steps + offsets[0]
+        return pictures[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def _scaled(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Cut a square of random size and place, and resize it to the view, for the whole batch in one sampling."""
+        count, device = len(pictures), pictures.device
+        scale = torch.empty(count, device=device).uniform_(LEAST_SCALE, 1.0, generator=generator)
+        shift = torch.empty(2, count, device=device).uniform_(-1.0, 1.0, generator=generator) * (1.0 - scale)
+        signs = 1.0 - 2.0 * self._mirrored(count, generator, device).float()
+        zero = torch.zeros_like(scale)
+        across = torch.stack([scale * signs, zero, shift[0]], dim=1)
+        down = torch.stack([zero, scale, shift[1]], dim=1)
+        shape = [count, 3, self.view_size, self.view_size]
+        grid = F.affine_grid(torch.stack([across, down], dim=1), shape, align_corners=False)
+        channels_first = pictures.permute(0, 3, 1, 2).float()
+        views = F.grid_sample(channels_first, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        return views.permute(0, 2, 3, 1)
+
+    def _mirrored(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        if not self.flip:
+            return torch.zeros(count, dtype=torch.bool, device=device)
+        return torch.rand(count, generator=generator, device=device) < 0.5

@@ -1,0 +1,271 @@
+"""The command line: a command parses, calls one function and prints.
+
+Results go to stdout, progress to stderr. A user's mistake is one line that says the remedy: exit code 2 for input that
+cannot be used, 1 for work that failed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import kedge
+from kedge.errors import InputError, KedgeError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="kedge",
+    help="Image retrieval with learned class anchors: train, evaluate, index and search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
+
+
+def main() -> None:
+    """Run the command line; turn Kedge's errors into one line and an exit code."""
+    try:
+        app()
+    except KedgeError as error:
+        print(f"kedge: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("kedge: stopped; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing is wrong.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="A data set's name, a folder of pictures, or a CSV or Parquet list.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    loss: Annotated[str | None, typer.Option(help="cam-sphere (default), cam, cross-entropy or none.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet10-half or any timm model.")] = None,
+    pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from the published weights.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of a picture in pixels; default: as the data.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Length of an embedding; default 64, or more for many classes.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; default by their number.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step; default by their number, at most 100.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Train on K pictures a class only.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Use the first N classes only.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of splits, draws and training; default 0.")] = None,
+    distance: Annotated[str | None, typer.Option(help="l2, cosine or auto (default): the better on validation.")] = None,
+    features: Annotated[str | None, typer.Option(help="What is stored: embedding (default), pooled or joint.")] = None,
+    freeze_backbone: Annotated[
+        bool | None, typer.Option("--freeze-backbone", help="Train the head alone, on features computed once.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate; default by loss.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="On backbone and head; default by loss.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd; default by loss.")] = None,
+    gradient_clip: Annotated[float | None, typer.Option(help="Clip the gradient's norm.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings by name: paper-like.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings; flags go over it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train an embedding on labelled pictures and write a model folder with its report."""
+    flags: dict[str, Any] = {
+        "loss": loss,
+        "backbone": backbone,
+        "pretrained": pretrained,
+        "image_size": image_size,
+        "dim": dim,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "shots": shots,
+        "classes": classes,
+        "seed": seed,
+        "distance": distance,
+        "features": features,
+        "freeze_backbone": freeze_backbone,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "optimizer": optimizer,
+        "gradient_clip": gradient_clip,
+        "preset": preset,
+    }
+    from kedge.config import TrainingConfig
+
+    settings = TrainingConfig.read(config) if config else {}
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    model = kedge.train(data, out, resume=resume, **settings)
+    if json_:
+        print(json.dumps({"model": str(model.folder), "fingerprint": model.fingerprint, **model.card.model_dump()}))
+        return
+    print(f"model   {model.folder}")
+    print(f"report  {model.folder / 'report.html'}")
+    for split, figures in model.card.scores.items():
+        print(f"{split:<11} " + "  ".join(f"{name} {_figure(value)}" for name, value in figures.items()))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    data: Annotated[str, typer.Argument(help="A data set's name, folder or list.")],
+    probes: Annotated[str, typer.Option(help="Numbers of anchors to probe, and `exact`.")] = "1,2,5,exact",
+    json_: Json = False,
+) -> None:
+    """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery."""
+    from kedge.evaluation import evaluate_to_page
+
+    report = evaluate_to_page(model, data, probes=_probes_list(probes))
+    if json_:
+        print(json.dumps(report.to_json()))
+        return
+    _show_report(report)
+    print(f"report  {model / 'report.html'}")
+
+
+@app.command()
+def create(
+    gallery: Annotated[Path, typer.Argument(help="The gallery folder to make.")],
+    model: Annotated[Path, typer.Option(help="The model that will embed its pictures.")],
+) -> None:
+    """Make an empty gallery."""
+    with kedge.Gallery.create(gallery, model):
+        print(f"made {gallery}: fill it with `kedge add {gallery} PICTURES`")
+
+
+@app.command()
+def add(
+    gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
+    paths: Annotated[list[Path], typer.Argument(help="Folders, pictures, or a .parquet file with embeddings.")],
+    labels: Annotated[str, typer.Option(help="folder, none, or a CSV of path,label.")] = "folder",
+    file_by: Annotated[str, typer.Option(help="nearest: the nearest anchor; label: the label's anchor.")] = "nearest",
+    json_: Json = False,
+) -> None:
+    """Embed pictures and file them in a gallery; those that cannot be read are skipped and named."""
+    from kedge.progress import progress_bar
+
+    with kedge.Gallery.open(gallery) as opened, progress_bar("adding") as progress:
+        report = opened.add(*paths, labels=labels, file_by=file_by, progress=progress)
+    if json_:
+        failed = [{"path": failure.path, "reason": failure.reason} for failure in report.failed]
+        counts = {"added": report.added, "updated": report.updated, "unchanged": report.unchanged}
+        print(json.dumps({**counts, "failed": failed}))
+        return
+    print(f"added {report.added}, updated {report.updated}, unchanged {report.unchanged}, failed {len(report.failed)}")
+    for failure in report.failed:
+        print(f"skipped {failure}", file=sys.stderr)
+
+
+@app.command()
+def remove(
+    gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
+    ids: Annotated[list[str] | None, typer.Option("--id", help="A picture's id; may be given several times.")] = None,
+    where: Annotated[str | None, typer.Option(help="An SQL condition, such as \"label = 'cat'\".")] = None,
+    json_: Json = False,
+) -> None:
+    """Remove pictures from a gallery, by id or by a condition; the files themselves stay."""
+    with kedge.Gallery.open(gallery) as opened:
+        removed = opened.remove(ids=ids, where=where)
+    print(json.dumps({"removed": removed}) if json_ else f"removed {removed}")
+
+
+@app.command()
+def search(
+    gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
+    pictures: Annotated[list[Path], typer.Argument(help="The pictures to search with.")],
+    k: Annotated[int, typer.Option("-k", help="How many hits.")] = 20,
+    probes: Annotated[int | None, typer.Option(help="How many of the nearest anchors to look under; default 1.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Find what exhaustive search would find.")] = False,
+    order: Annotated[str, typer.Option(help="distance, or bucket: the nearest anchor's pictures first.")] = "distance",
+    where: Annotated[str | None, typer.Option(help="An SQL condition on the hits.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a contact sheet of the results.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find the pictures that show the same thing, best first."""
+    from kedge.gallery import check_order
+
+    if exact and probes is not None:
+        raise InputError("--probes and --exact exclude each other: give one of them")
+    with kedge.Gallery.open(gallery) as opened:
+        results = opened.search_many(
+            pictures, k=k, probes="exact" if exact else (1 if probes is None else probes), order=check_order(order), where=where
+        )
+        if html:
+            _write_contact_sheet(opened, pictures, results, html)
+    for result in results:
+        if json_:
+            print(json.dumps(result.to_json()))
+            continue
+        print(f"{result.query}  probed {', '.join(result.probed)}  looked at {result.scanned_share:.1%}")
+        for hit in result.hits:
+            print(f"{hit.rank:>4}  {hit.distance:<9.4g} {hit.label or '-':<16} {hit.path}")
+    if html and not json_:
+        print(f"page    {html}")
+
+
+@app.command()
+def info(
+    target: Annotated[Path, typer.Argument(help="A model or a gallery folder.")],
+    json_: Json = False,
+) -> None:
+    """Say what a model or a gallery holds."""
+    said = _info(target)
+    if json_:
+        print(json.dumps(said))
+        return
+    for name, value in said.items():
+        print(f"{name:<12} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo"),
+) -> None:
+    """Run the main job on handwritten digits: train, evaluate, file, search; prints where to look."""
+    from kedge.demo import run_demo
+
+    run_demo(out)
+
+
+def _info(target: Path) -> dict[str, Any]:
+    from kedge.model import CARD
+
+    if (target / CARD).is_file():
+        return kedge.Model.load(target).info()
+    with kedge.Gallery.open(target) as gallery:
+        return gallery.info()
+
+
+def _write_contact_sheet(gallery: Any, pictures: list[Path], results: list[Any], path: Path) -> None:
+    from kedge.page import contact_sheet
+
+    images = [kedge.read_picture(picture).image for picture in pictures]
+    thumbnails = gallery.thumbnails({hit.id for result in results for hit in result.hits})
+    try:
+        path.write_text(contact_sheet(results, images, thumbnails), "utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _probes_list(text: str) -> tuple[int | str, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part == "exact" or (part.isdigit() and int(part) > 0) for part in parts):
+        raise InputError(f"--probes takes numbers from 1 and 'exact', separated by commas, not '{text}'")
+    return tuple("exact" if part == "exact" else int(part) for part in parts)
+
+
+def _show_report(report: Any) -> None:
+    print(f"{report.queries} queries in a gallery of {report.gallery}, {report.classes} classes, {report.dim} dimensions")
+    print(f"{'search':<34} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
+    for row in report.search:
+        filed = f", filed by {row.filed_by}, probes {row.probes}" if row.mode == "two-stage" else ""
+        name = f"{row.distance} {row.mode}{filed}".replace("two-stage, ", "")
+        figures = (row.map, row.precision_at["20"], row.precision_at["100"], row.recall_at["1"])
+        shown = " ".join(f"{100 * value:6.1f}" for value in figures)
+        print(f"{name:<34} {shown} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,105 @@
+"""Settings of a training run: typed, closed and the same from the command line, a TOML file and Python."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kedge.errors import ConfigError, nearest_name
+
+__all__ = ["PRESETS", "Features", "TrainingConfig"]
+
+Features = Literal["embedding", "pooled", "joint"]
+
+# Settings known by a name of their own, given as --preset or `preset =` in a TOML file.
+PRESETS: dict[str, dict[str, Any]] = {"paper-like": {"loss": "cam", "margin": 2.0, "weight_decay": 0.02}}
+
+
+class TrainingConfig(BaseModel):
+    """What a training run is told. None means: what the loss, the backbone or the pictures ask for.
+
+    The resolved values, without a None, are stored in the model's `kedge.json`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: str = "cam-sphere"
+    backbone: str | None = None
+    """`resnet10-half` or any timm model; None: `resnet10-half` up to 96 px, `resnet18` above or when pretrained."""
+    pretrained: bool = False
+    freeze_backbone: bool = False
+    """Train the head alone, on features computed once."""
+    image_size: int | None = Field(None, ge=8, le=1024)
+    """None: the median shorter side of the training pictures, at most 224."""
+    head: Literal["linear", "none"] | None = None
+    dim: int | None = Field(None, ge=1, le=4096)
+    """None: 64, or the number of classes rounded up to the next 64, at most 512."""
+    features: Features = "embedding"
+    distance: Literal["l2", "cosine", "auto"] = "auto"
+
+    epochs: int | None = Field(None, ge=1)
+    """None: as many as show 80,000 pictures, at least 8 and at most 60."""
+    batch_size: int | None = Field(None, ge=2)
+    """None: 100, or less for few pictures, so that an epoch has some 16 steps; at least 16."""
+    seed: int = Field(0, ge=0)
+    shots: int | None = Field(None, ge=1)
+    classes: int | None = Field(None, ge=2)
+    """Only the first N classes, in sorted order."""
+    validation_share: float = Field(0.1, ge=0.0, lt=0.9)
+
+    optimizer: Literal["adamw", "sgd"] | None = None
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    """On backbone and head; anchors and classifiers have none."""
+    anchor_rate: float = Field(1.0, gt=0)
+    """Learning rate of the loss's parameters, relative to the network's."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; it falls by a cosine after them."""
+    gradient_clip: float | None = Field(None, gt=0)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    flip: bool | None = None
+    """Mirror pictures left-right; None: yes, but for digits."""
+    brightness: float = Field(0.4, ge=0, lt=1)
+
+    margin: float | None = Field(None, gt=0)
+    least_norm: float | None = Field(None, ge=0)
+    anchor_start: Literal["auto", "base", "simplex", "random"] | None = None
+    learnable_anchors: bool | None = None
+    reduction: Literal["sum", "mean"] | None = None
+    auxiliary: float | None = Field(None, ge=0)
+    """Weight of the cross-entropy of a throw-away classifier on the pooled features."""
+    label_smoothing: float | None = Field(None, ge=0, lt=1)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Check settings by name; raise ConfigError for an unknown one (naming the nearest) or an impossible value."""
+        settings = dict(settings)
+        preset = settings.pop("preset", None)
+        if preset is not None:
+            if preset not in PRESETS:
+                raise ConfigError(
+                    f"no preset is named '{preset}'{nearest_name(preset, PRESETS)}: there is {', '.join(PRESETS)}"
+                )
+            settings = {**PRESETS[preset], **settings}
+        for name in settings:
+            if name not in cls.model_fields:
+                known = ", ".join(sorted(cls.model_fields))
+                raise ConfigError(f"no setting is named '{name}'{nearest_name(name, cls.model_fields)}; there are {known}")
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"setting '{where}' cannot be {first['input']!r}: {first['msg'].lower()}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """Return the settings in a TOML file by name, not yet checked; command-line flags go over them."""
+        try:
+            return tomllib.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"no settings file at {path}") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as TOML: {error}") from error

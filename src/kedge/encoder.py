@@ -1,0 +1,67 @@
+"""Encoder: pictures -> embeddings, by the model's ONNX graph. Runs without torch."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.anchors import unit_length
+from kedge.errors import InputError, ModelError
+from kedge.model import Model
+from kedge.picture import square
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Encoder"]
+
+BATCH = 64
+
+
+class Encoder:
+    """Turns pictures into embeddings as the model says.
+
+    This is the only place where embeddings are made unit length: they are, when the model's distance is cosine.
+    """
+
+    def __init__(self, model: Model, *, threads: int | None = None) -> None:
+        # Loading the runtime takes a while, and opening a gallery of vectors needs none.
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.encoder_path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime's own exceptions share no public base class
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"{model.encoder_path} cannot be run ({reason}): train or export the model again") from error
+        self.image_size = model.card.preprocessing.image_size
+        self.dim = model.card.dim
+        self.normalises = model.card.distance == "cosine"
+
+    def encode(self, squares: npt.NDArray[np.uint8], *, raw: bool = False) -> npt.NDArray[np.float32]:
+        """Return the embeddings, shape (n, dim) float32, of preprocessed pictures, shape (n, s, s, 3) uint8.
+
+        Unit length when the model's distance is cosine; `raw=True` leaves them as the network made them.
+        """
+        size = self.image_size
+        if squares.shape[1:] != (size, size, 3) or squares.dtype != np.uint8:
+            raise InputError(f"pictures of shape (n, {size}, {size}, 3) uint8 are expected, not {squares.shape} {squares.dtype}")
+        parts = [np.zeros((0, self.dim), dtype=np.float32)]
+        for start in range(0, len(squares), BATCH):
+            (embeddings,) = self._session.run(None, {"pictures": squares[start : start + BATCH]})
+            parts.append(embeddings)
+        embeddings = np.concatenate(parts)
+        return embeddings if raw or not self.normalises else unit_length(embeddings)
+
+    def encode_pictures(self, images: Sequence["Image"], *, raw: bool = False) -> npt.NDArray[np.float32]:
+        """Return the embeddings, shape (n, dim) float32, of decoded pictures of any size."""
+        squares = np.empty((len(images), self.image_size, self.image_size, 3), dtype=np.uint8)
+        for row, image in enumerate(images):
+            squares[row] = square(image, self.image_size)
+        return self.encode(squares, raw=raw)

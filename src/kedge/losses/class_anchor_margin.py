@@ -1,0 +1,203 @@
+"""The class-anchor margin loss: every picture is hauled to the learned anchor of its class.
+
+A. Ghita, R. T. Ionescu, "Class Anchor Margin Loss for Content-Based Image Retrieval", arXiv:2306.00630.
+
+With embeddings e_i in R^d, classes y_i and anchors c_1..c_t in R^d:
+
+    attractor   L_A = mean over the batch of 1/2 ||e_i - c_{y_i}||^2
+    repeller    L_R = 1/2 sum over ordered pairs y != y' of max(0, 2m - ||c_y - c_y'||)^2
+    norm floor  L_N = 1/2 sum over y of max(0, p - ||c_y||)^2
+    L_CAM = L_A + L_R + L_N
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kedge.errors import ConfigError
+
+__all__ = ["AnchorStart", "ClassAnchorMargin", "LossTerms", "attractor", "norm_floor", "repeller"]
+
+AnchorStart = Literal["auto", "base", "simplex", "random"]
+Reduction = Literal["sum", "mean"]
+
+# Added under the root of squared distances: the gradient of ||x|| at 0 is then 0 and not NaN. Small against any distance
+# between anchors that differ in float32.
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What the last step's loss was made of, already weighted: the three add up to it."""
+
+    attractor: float
+    repeller: float
+    norm_floor: float
+
+
+def attractor(embeddings: Tensor, own_anchors: Tensor) -> Tensor:
+    """Return L_A, a scalar, of embeddings and their own class's anchors, both (batch, d)."""
+    return 0.5 * (embeddings - own_anchors).square().sum(dim=1).mean()
+
+
+def repeller(anchors: Tensor, margin: float, reduction: Reduction = "sum") -> Tensor:
+    """Return L_R, a scalar, of anchors (t, d): half the sum, or the mean, over ordered pairs of the squared hinge.
+
+    Up to a few hundred anchors distances are taken by differences: the formula by matrix products loses those of close
+    anchors to cancellation, and close anchors are the ones that count here.
+    """
+    count = len(anchors)
+    if count < 2:
+        return anchors.sum() * 0.0
+    first, second = torch.triu_indices(count, count, offset=1, device=anchors.device)
+    squared = _squared_distances(anchors)[first, second]
+    hinge = (2.0 * margin - (squared + _TINY).sqrt()).clamp(min=0.0)
+    total = hinge.square().sum()  # half of the ordered pairs: each unordered pair stands in it twice
+    return total / (count * (count - 1)) if reduction == "mean" else total
+
+
+def _squared_distances(anchors: Tensor) -> Tensor:
+    """Return ||c_i - c_j||^2, shape (t, t), in the anchors' precision."""
+    # About their mean, so that a common offset cannot swamp the differences.
+    centred = anchors - anchors.mean(dim=0, keepdim=True)
+    if len(anchors) * anchors.numel() <= 1 << 24:
+        return (centred[:, None, :] - centred[None, :, :]).square().sum(dim=2)
+    norms = centred.square().sum(dim=1)
+    return (norms[:, None] + norms[None, :] - 2.0 * centred @ centred.T).clamp(min=0.0)
+
+
+def norm_floor(anchors: Tensor, least_norm: float, reduction: Reduction = "sum") -> Tensor:
+    """Return L_N, a scalar, of anchors (t, d): half the sum, or the mean, over anchors of the squared hinge."""
+    norms = (anchors.square().sum(dim=1) + _TINY).sqrt()
+    hinge = (least_norm - norms).clamp(min=0.0)
+    total = 0.5 * hinge.square().sum()
+    return total / len(anchors) if reduction == "mean" else total
+
+
+class ClassAnchorMargin(nn.Module):
+    """The class-anchor margin loss: `loss(embeddings, labels)` -> scalar, with `loss.anchors` as its parameter.
+
+    embeddings: (batch, d), not normalised; labels: (batch,) in 0..num_classes-1. No pairs or triplets of pictures are
+    mined: a step costs O(batch * d + num_classes^2 * d). Arithmetic is at least float32, whatever the autocast.
+
+    margin:        m, the radius kept for a class; anchors repel each other up to 2m.
+    least_norm:    p, the norm below which an anchor is pushed from the origin.
+    sphere:        puts embeddings and anchors on the sphere of radius m and divides the loss by m^2 (`cam-sphere`).
+                   The paper's formula is `sphere=False`.
+    reduction:     "sum" (the paper's) or "mean" over anchor pairs and anchors; "mean" keeps SGD from being blown up.
+    start:         how anchors begin. "base": base vectors scaled so that neighbours are 2m apart, needs
+                   num_classes <= dim; "simplex": a regular simplex with sides 2m, needs num_classes <= dim + 1;
+                   "random": normal vectors whose usual distance is 2m; "auto": base where it fits, else random.
+    learnable:     False keeps the anchors where they start.
+    attractor_weight, repeller_weight, norm_weight: weights of the three terms.
+
+    `terms` holds the last step's terms. Raises ConfigError for settings that cannot be.
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        margin: float = 8.0,
+        least_norm: float = 1.0,
+        sphere: bool = False,
+        reduction: Reduction = "sum",
+        start: AnchorStart = "auto",
+        learnable: bool = True,
+        attractor_weight: float = 1.0,
+        repeller_weight: float = 1.0,
+        norm_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1 or dim < 1:
+            raise ConfigError(f"num_classes and dim must be at least 1, not {num_classes} and {dim}")
+        if margin <= 0 or least_norm < 0:
+            raise ConfigError(f"margin must be above 0 and least_norm at least 0, not {margin} and {least_norm}")
+        if reduction not in ("sum", "mean"):
+            raise ConfigError(f"reduction must be 'sum' or 'mean', not '{reduction}'")
+        self.margin = margin
+        self.least_norm = least_norm
+        self.sphere = sphere
+        self.reduction: Reduction = reduction
+        self.attractor_weight = attractor_weight
+        self.repeller_weight = repeller_weight
+        self.norm_weight = norm_weight
+        first = start_anchors(num_classes, dim, margin, start)
+        if learnable:
+            self.anchors = nn.Parameter(first)
+        else:
+            self.register_buffer("anchors", first)
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, a scalar of at least float32."""
+        _check(embeddings, labels, self.anchors)
+        with torch.autocast(device_type=embeddings.device.type, enabled=False):
+            points = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            anchors = self.anchors.to(torch.promote_types(self.anchors.dtype, torch.float32))
+            floor = norm_floor(anchors, self.least_norm, self.reduction) * self.norm_weight
+            scale = 1.0
+            if self.sphere:
+                points = self.margin * F.normalize(points, dim=1)
+                anchors = self.margin * F.normalize(anchors, dim=1)
+                scale = self.margin**-2
+                floor = torch.zeros_like(floor)  # every norm is m there: the floor has nothing to do
+            pull = attractor(points, anchors[labels]) * (scale * self.attractor_weight)
+            push = repeller(anchors, self.margin, self.reduction) * (scale * self.repeller_weight)
+        self._last = (pull.detach(), push.detach(), floor.detach())
+        return pull + push + floor
+
+    @property
+    def terms(self) -> LossTerms:
+        """The last step's attractor, repeller and norm floor, weighted; zeros before the first step."""
+        # Read when asked for, not in `forward`: a number taken from a GPU waits for it.
+        return LossTerms(*(float(term) for term in self._last)) if self._last else LossTerms(0.0, 0.0, 0.0)
+
+    def extra_repr(self) -> str:
+        """Say the settings when the module is printed."""
+        classes, dim = self.anchors.shape
+        kind = "sphere" if self.sphere else "paper"
+        return f"{classes} anchors, dim={dim}, margin={self.margin}, least_norm={self.least_norm}, {kind}"
+
+
+def start_anchors(num_classes: int, dim: int, margin: float, start: AnchorStart) -> Tensor:
+    """Return the anchors' first values, shape (num_classes, dim); see `ClassAnchorMargin` for the kinds."""
+    if start == "auto":
+        start = "base" if num_classes <= dim else "random"
+    if start == "base":
+        if num_classes > dim:
+            raise ConfigError(
+                f"{num_classes} classes have no base vector each in {dim} dimensions: "
+                f"use start='random' or dim >= {num_classes}"
+            )
+        return torch.eye(num_classes, dim) * (margin * 2**0.5)
+    if start == "simplex":
+        return _simplex(num_classes, dim) * (2.0 * margin)
+    if start == "random":
+        return torch.randn(num_classes, dim) * (margin * (2.0 / dim) ** 0.5)
+    raise ConfigError(f"start must be 'auto', 'base', 'simplex' or 'random', not '{start}'")
+
+
+def _simplex(count: int, dim: int) -> Tensor:
+    """Return the corners of a regular simplex with sides of length 1 about the origin, shape (count, dim)."""
+    if count > dim + 1:
+        raise ConfigError(f"a regular simplex of {count} corners needs dim >= {count - 1}, not {dim}")
+    corners = torch.eye(count, dtype=torch.float64) * 0.5**0.5
+    corners = corners - corners.mean(dim=0, keepdim=True)
+    # The corners span count - 1 dimensions: turn them into the first ones.
+    left, singular, _ = torch.linalg.svd(corners, full_matrices=False)
+    turned = (left * singular)[:, : count - 1]
+    return F.pad(turned, (0, dim - turned.shape[1])).to(torch.float32)
+
+
+def _check(embeddings: Tensor, labels: Tensor, anchors: Tensor) -> None:
+    if embeddings.ndim != 2 or embeddings.shape[1] != anchors.shape[1]:
+        raise ValueError(f"embeddings must have shape (batch, {anchors.shape[1]}), not {tuple(embeddings.shape)}")
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(embeddings)},), not {tuple(labels.shape)}")

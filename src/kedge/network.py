@@ -1,0 +1,163 @@
+"""Network: a backbone, pooled features and an embedding head, as one graph from uint8 pictures to embeddings."""
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
+
+from kedge.config import Features
+from kedge.errors import ConfigError, nearest_name
+
+__all__ = ["SMALL_BACKBONE", "Network", "accepts_any_size", "least_image_size"]
+
+SMALL_BACKBONE = "resnet10-half"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# A last feature map smaller than this leaves nothing to pool.
+LEAST_MAP = 4
+
+
+class Network(nn.Module):
+    """Pictures (n, s, s, 3) uint8, or floats in 0..255 -> (embeddings (n, d), pooled features (n, f)).
+
+    `dim=None` leaves the head out: the embedding is then the pooled features. `on_sphere` makes embeddings unit length
+    as part of the network, as the losses on the sphere mean them.
+    """
+
+    mean: Tensor
+    std: Tensor
+    feature_mean: Tensor
+
+    def __init__(self, backbone: str, *, image_size: int, dim: int | None, pretrained: bool, on_sphere: bool) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone, image_size=image_size, pretrained=pretrained)
+        self.feature_dim = int(self.backbone.num_features)
+        self.head = nn.Linear(self.feature_dim, dim) if dim else nn.Identity()
+        self.dim = dim or self.feature_dim
+        self.on_sphere = on_sphere
+        mean, std = _normalisation(backbone)
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1))
+        # Mean of the pooled features over the training pictures; set after training, used by `joint` embeddings.
+        self.register_buffer("feature_mean", torch.zeros(self.feature_dim))
+
+    def pool(self, pictures: Tensor) -> Tensor:
+        """Return pooled features, shape (n, f)."""
+        channels_first = pictures.permute(0, 3, 1, 2).to(self.mean.dtype)
+        features: Tensor = self.backbone((channels_first - self.mean) / self.std)
+        return features
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Return embeddings, shape (n, d), of pooled features, shape (n, f)."""
+        embeddings: Tensor = self.head(pooled)
+        return F.normalize(embeddings, dim=1) if self.on_sphere else embeddings
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (embeddings, pooled features)."""
+        pooled = self.pool(pictures)
+        return self.embed(pooled), pooled
+
+
+class StoredEmbedding(nn.Module):
+    """The network as it is exported: pictures (n, s, s, 3) uint8 -> the vectors a gallery stores, (n, d) float32.
+
+    features="embedding": the head's output; "pooled": the backbone's pooled features; "joint": the unit vector of
+    [e ; 2 f], e the unit embedding and f the unit centred pooled features, for collections whose classes change.
+    """
+
+    def __init__(self, network: Network, features: Features) -> None:
+        super().__init__()
+        self.network = network
+        self.features = features
+        self.dim = {
+            "embedding": network.dim,
+            "pooled": network.feature_dim,
+            "joint": network.dim + network.feature_dim,
+        }[features]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the stored vectors."""
+        embeddings, pooled = self.network(pictures)
+        if self.features == "pooled":
+            return pooled
+        if self.features == "joint":
+            centred = F.normalize(pooled - self.network.feature_mean, dim=1)
+            return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
+        return embeddings
+
+
+class _HalfResNet10(nn.Module):
+    """ResNet of one basic block a stage, 32 to 256 wide, with a 3x3 stride-2 stem: for small pictures from scratch."""
+
+    num_features = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        widths = (32, 32, 64, 128, 256)
+        self.stages = nn.Sequential(
+            *(_stage(before, width) for before, width in zip(widths[:-1], widths[1:], strict=True))
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        pooled: Tensor = self.stages(self.stem(pictures)).mean(dim=(2, 3))
+        return pooled
+
+
+def _stage(before: int, width: int) -> nn.Module:
+    if before == width:
+        return BasicBlock(before, width)
+    shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride=2, bias=False), nn.BatchNorm2d(width))
+    return BasicBlock(before, width, stride=2, downsample=shortcut)
+
+
+def build_backbone(name: str, *, image_size: int, pretrained: bool) -> nn.Module:
+    """Return a backbone, pictures (n, 3, s, s) -> pooled features (n, num_features), fit for the picture size."""
+    if name == SMALL_BACKBONE:
+        if pretrained:
+            raise ConfigError(f"{SMALL_BACKBONE} has no pretrained weights: leave --pretrained out, or take resnet18")
+        return _HalfResNet10()
+    if not timm.is_model(name):
+        hint = nearest_name(name, [SMALL_BACKBONE, *timm.list_models()])
+        raise ConfigError(f"no backbone is named '{name}'{hint}: `timm.list_models()` lists them")
+    sized = {} if accepts_any_size(name) else {"img_size": image_size}
+    try:
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the pretrained weights of {name} could not be had ({reason}): leave --pretrained out") from error
+    _keep_small_pictures_large(backbone, image_size)
+    return backbone
+
+
+def _keep_small_pictures_large(backbone: nn.Module, image_size: int) -> None:
+    """Take halvings out of a ResNet's stem until its last feature map is LEAST_MAP wide; weights stay usable."""
+    stem, pool = getattr(backbone, "conv1", None), getattr(backbone, "maxpool", None)
+    if not isinstance(stem, nn.Conv2d) or pool is None:
+        return
+    if image_size // 32 < LEAST_MAP:
+        backbone.maxpool = nn.Identity()
+    if image_size // 16 < LEAST_MAP:
+        stem.stride = (1, 1)
+
+
+def accepts_any_size(backbone: str) -> bool:
+    """Tell whether a backbone runs on pictures of another size than it was built for."""
+    return backbone == SMALL_BACKBONE or not timm.get_pretrained_cfg(backbone).fixed_input_size
+
+
+def least_image_size(backbone: str) -> int:
+    """Return the picture size below which pictures should be enlarged for this backbone."""
+    return 32 if backbone == SMALL_BACKBONE or backbone.startswith(("resnet", "resnext", "wide_resnet")) else 64
+
+
+def _normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if backbone == SMALL_BACKBONE:
+        return IMAGENET_MEAN, IMAGENET_STD
+    config = timm.get_pretrained_cfg(backbone)
+    return tuple(config.mean), tuple(config.std)

@@ -1,0 +1,280 @@
+"""The training loop: what a step computes, how the rates go, what is logged and kept after each epoch."""
+
+import json
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kedge.augmentation import Augmentation
+from kedge.config import TrainingConfig
+from kedge.errors import DivergedError
+from kedge.losses import ClassAnchorMargin
+from kedge.metrics import leave_one_out_map
+from kedge.network import Network
+
+__all__ = ["RESUME_FILE", "EmbeddingTraining", "LabelledBatches", "fit"]
+
+RESUME_FILE = "resume.ckpt"
+METRICS_FILE = "metrics.jsonl"
+# Validation by epoch compares validation pictures among themselves; more of them say nothing new.
+MOST_VALIDATED = 2000
+
+
+class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches by their row numbers: (inputs[rows], labels[rows]); inputs are pictures or pooled features."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels = inputs, labels
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs[rows], self.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class _ShuffledRows(Sampler[Tensor]):
+    """Row numbers in batches, in an order that depends on seed and epoch alone, so that a resumed run repeats it."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed, self.epoch = count, min(batch_size, count), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(self.count, generator=_generator(self.seed, self.epoch, torch.device("cpu")))
+        # A last batch that is not full is left out: its rows come first in another epoch.
+        yield from order[: len(self) * self.batch_size].split(self.batch_size)
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+
+class EmbeddingTraining(lightning.LightningModule):
+    """Trains a network by a loss, with the throw-away classifier beside it when `settings.auxiliary` is above 0.
+
+    `augmentation=None`: the inputs are pooled features of a frozen backbone, and only the head is trained.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loss: nn.Module,
+        settings: TrainingConfig,
+        num_classes: int,
+        augmentation: Augmentation | None,
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.settings, self.augmentation = network, loss, settings, augmentation
+        self.classifier = nn.Linear(network.feature_dim, num_classes) if settings.auxiliary else None
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch, so that a resumed run draws what the uninterrupted one would have drawn."""
+        torch.manual_seed(self.settings.seed * 100_003 + self.current_epoch)
+        self.random = _generator(self.settings.seed, self.current_epoch, self.device)
+        self.sums, self.steps = {}, 0
+        if self.augmentation is None:
+            self.network.backbone.eval()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """Return the loss of one batch."""
+        inputs, labels = batch
+        pooled = inputs if self.augmentation is None else self.network.pool(self.augmentation(inputs, self.random))
+        loss: Tensor = self.loss(self.network.embed(pooled), labels)
+        terms = vars(self.loss.terms) if isinstance(self.loss, ClassAnchorMargin) else {}
+        if self.classifier is not None:
+            auxiliary = (self.settings.auxiliary or 0.0) * F.cross_entropy(self.classifier(pooled).float(), labels)
+            terms = {**terms, "auxiliary": float(auxiliary.detach())}
+            loss = loss + auxiliary
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(self._reason(value))
+        for name, term in {"loss": value, **terms}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + term
+        self.steps += 1
+        return loss
+
+    def _reason(self, value: float) -> str:
+        return (
+            f"the loss became {value} in epoch {self.current_epoch + 1}: lower --learning-rate "
+            f"({self.settings.learning_rate:g}), set --gradient-clip 1, or take --optimizer adamw"
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Decay backbone and head, never anchors and classifiers; warm up linearly, then fall by a cosine."""
+        settings = self.settings
+        rate = settings.learning_rate or 0.0
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        beside = [*self.loss.parameters(), *(self.classifier.parameters() if self.classifier else ())]
+        groups: list[dict[str, Any]] = [{"params": trained, "lr": rate, "weight_decay": settings.weight_decay or 0.0}]
+        if beside:
+            groups.append({"params": beside, "lr": rate * settings.anchor_rate, "weight_decay": 0.0})
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(settings.warmup * total))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass
+class _EpochLog(Callback):
+    """Shows a bar, and after each epoch writes the loss's terms and the validation mAP to `metrics.jsonl`."""
+
+    folder: Path
+    validation: LabelledBatches | None
+    quiet: bool
+
+    def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        path = self.folder / METRICS_FILE
+        # A run killed between log and checkpoint repeats that epoch: its line must not stand twice.
+        kept = path.read_text("utf-8").splitlines(keepends=True)[: trainer.current_epoch] if path.is_file() else []
+        path.write_text("".join(kept), "utf-8")
+        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=self.quiet or not console.is_terminal)
+        self.bar.start()
+        total = int(trainer.estimated_stepping_batches)
+        self.task = self.bar.add_task("", total=total, completed=trainer.global_step, epoch=trainer.current_epoch + 1)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.bar.update(self.task, completed=trainer.global_step, epoch=trainer.current_epoch + 1)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, EmbeddingTraining)
+        line: dict[str, float] = {"epoch": trainer.current_epoch + 1}
+        line |= {name: total / module.steps for name, total in module.sums.items()}
+        if self.validation is not None:
+            line["validation_map"] = _validation_map(module, self.validation)
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if not self.quiet:
+            said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "epoch")
+            self.bar.console.print(f"epoch {line['epoch']}/{trainer.max_epochs}  {said}", highlight=False)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        if hasattr(self, "bar"):
+            self.bar.stop()
+
+    @property
+    def state_key(self) -> str:
+        return "epoch-log"
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def fit(
+    training: EmbeddingTraining,
+    data: LabelledBatches,
+    validation: LabelledBatches | None,
+    folder: Path,
+    *,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    """Train to the end; after each epoch `folder` holds all that `resume=True` needs to go on from there.
+
+    Raises DivergedError when the loss is not finite. A resumed run ends where the uninterrupted one would have ended.
+    """
+    settings = training.settings
+    rows = _ShuffledRows(len(data), settings.batch_size or len(data), settings.seed)
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(data, sampler=rows, batch_size=None)
+    checkpoint = folder / RESUME_FILE
+    with _silent_lightning():
+        trainer = lightning.Trainer(
+            max_epochs=settings.epochs,
+            accelerator="auto",
+            devices=1,
+            precision=_precision(settings),
+            gradient_clip_val=settings.gradient_clip,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            callbacks=[
+                _EpochLog(folder, validation, quiet),
+                ModelCheckpoint(
+                    dirpath=folder,
+                    filename=checkpoint.stem,
+                    enable_version_counter=False,
+                    save_on_train_epoch_end=True,
+                ),
+            ],
+        )
+        last = checkpoint if resume and checkpoint.is_file() else None
+        trainer.fit(training, loader, ckpt_path=last, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _validation_map(module: EmbeddingTraining, validation: LabelledBatches) -> float:
+    """Return the mAP by cosine of validation pictures searched among themselves, each left out of its own ranking."""
+    was_training = module.network.training
+    module.network.eval()
+    parts = []
+    with torch.inference_mode():
+        for inputs, _ in (validation[rows] for rows in torch.arange(min(len(validation), MOST_VALIDATED)).split(100)):
+            moved = inputs.to(module.device)
+            pooled = moved if module.augmentation is None else module.network.pool(moved)
+            parts.append(F.normalize(module.network.embed(pooled).float(), dim=1).cpu().numpy())
+    module.network.train(was_training)
+    vectors = np.concatenate(parts)
+    return leave_one_out_map(vectors, validation.labels[: len(vectors)].numpy())
+
+
+def _precision(settings: TrainingConfig) -> Any:
+    chosen = settings.precision
+    if chosen == "auto":
+        chosen = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[chosen]
+
+
+def _generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + epoch)
+
+
+@contextmanager
+def _silent_lightning() -> Iterator[None]:
+    """Keep Lightning's notices from the user, who did not choose it."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        sys.stderr.flush()
