@@ -1,0 +1,61 @@
+"""Anchors: nearest, means, unit length, and distances that keep float32's precision."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kedge.anchors import Anchors, nearest_anchors, squared_distances, unit_length
+from kedge.errors import InputError, ModelError
+
+
+def test_means_worked_by_hand():
+    vectors = np.array([[1, 0], [3, 0], [0, 5]], dtype=np.float32)
+    anchors = Anchors.from_means(["cat", "dog"], vectors, np.array([0, 0, 1]))
+    assert anchors.vectors.tolist() == [[2, 0], [0, 5]]
+    assert anchors.unit().vectors.tolist() == [[1, 0], [0, 1]]
+    assert anchors.nearest(np.array([[0.0, 4.0], [9.0, 1.0]])).tolist() == [1, 0]
+
+
+def test_class_without_pictures_is_named():
+    with pytest.raises(InputError, match="dog"):
+        Anchors.from_means(["cat", "dog"], np.ones((1, 2), dtype=np.float32), np.array([0]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 40), anchors=st.integers(1, 9), dim=st.integers(1, 5), seed=st.integers(0, 99))
+def test_distances_and_nearest_equal_a_slow_loop(count, anchors, dim, seed):
+    random = np.random.default_rng(seed)
+    vectors, points = random.normal(size=(count, dim)), random.normal(size=(anchors, dim))
+    slow = [[sum((a - b) ** 2 for a, b in zip(v, p, strict=True)) for p in points] for v in vectors]
+    assert np.allclose(squared_distances(vectors, points), slow)
+    assert nearest_anchors(vectors, points).tolist() == np.argmin(slow, axis=1).tolist()
+
+
+def test_distances_far_from_the_origin_keep_close_neighbours_apart():
+    points = (np.array([[0.0], [0.25], [0.5]]) + 4096).astype(np.float32)
+    assert squared_distances(points[:1], points).tolist() == [[0.0, 0.0625, 0.25]]
+
+
+def test_zero_vector_stays_zero():
+    assert unit_length(np.zeros((1, 3), dtype=np.float32)).tolist() == [[0, 0, 0]]
+
+
+def test_saved_and_loaded(tmp_path):
+    anchors = Anchors(("a", "b"), np.array([[1, 2], [3, 4]], dtype=np.float32))
+    anchors.save(tmp_path / "anchors.safetensors")
+    again = Anchors.load(tmp_path / "anchors.safetensors", anchors.names)
+    assert again.names == anchors.names
+    assert again.vectors.tolist() == anchors.vectors.tolist()
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ModelError, match=r"broken\.safetensors"):
+        Anchors.load(tmp_path / "broken.safetensors", anchors.names)
+
+
+@pytest.mark.parametrize(
+    ("names", "vectors"),
+    [(("a",), np.zeros((2, 3))), (("a", "a"), np.zeros((2, 3))), (("a", "b"), np.array([[np.nan], [0]]))],
+)
+def test_impossible_anchors_are_refused(names, vectors):
+    with pytest.raises(InputError):
+        Anchors(names, vectors.astype(np.float32))

@@ -1,0 +1,61 @@
+"""Views are cuts of their own picture, drawn anew for each, the same for the same seed."""
+
+import pytest
+import torch
+
+from kedge.augmentation import Augmentation
+
+
+def numbered(size, count=6):
+    """Pictures in which red and green say the column and the row, and blue the picture."""
+    steps = torch.arange(size, dtype=torch.uint8)
+    planes = [steps.expand(size, size), steps[:, None].expand(size, size)]
+    return torch.stack(
+        [torch.stack([*planes, torch.full((size, size), 10 * row, dtype=torch.uint8)], dim=2) for row in range(count)]
+    )
+
+
+def draw(augmentation, pictures, seed=0):
+    return augmentation(pictures, torch.Generator().manual_seed(seed))
+
+
+def test_cut_is_a_window_of_its_own_picture():
+    augmentation = Augmentation(image_size=64, flip=False, brightness=0.0, any_size=True)
+    views = draw(augmentation, numbered(64))
+    assert views.shape == (6, 56, 56, 3)
+    for row, view in enumerate(views):
+        assert (view[..., 2] == 10 * row).all()
+        assert (view[0, 1:, 0] - view[0, :-1, 0] == 1).all()
+        assert (view[1:, 0, 1] - view[:-1, 0, 1] == 1).all()
+
+
+def test_half_are_mirrored():
+    augmentation = Augmentation(image_size=64, flip=True, brightness=0.0, any_size=True)
+    views = draw(augmentation, numbered(64, count=24))
+    mirrored = (views[:, 0, 0, 0] > views[:, 0, -1, 0]).float().mean()
+    assert 0.2 < mirrored < 0.8
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_fixed_size_networks_get_whole_sized_views(size):
+    augmentation = Augmentation(image_size=size, flip=True, brightness=0.4, any_size=False)
+    views = draw(augmentation, numbered(size))
+    assert views.shape == (6, size, size, 3)
+    assert views.min() >= 0
+    assert views.max() <= 255
+
+
+def test_same_seed_same_views_and_another_seed_others():
+    augmentation = Augmentation(image_size=128, flip=True, brightness=0.4, any_size=True)
+    pictures = numbered(128)
+    assert torch.equal(draw(augmentation, pictures), draw(augmentation, pictures))
+    assert not torch.equal(draw(augmentation, pictures), draw(augmentation, pictures, seed=1))
+
+
+def test_brightness_scales_a_picture_as_a_whole():
+    augmentation = Augmentation(image_size=32, flip=False, brightness=0.4, any_size=True)
+    views = draw(augmentation, torch.full((50, 32, 32, 3), 100, dtype=torch.uint8))
+    assert views.amin() >= 60
+    assert views.amax() <= 140
+    assert torch.equal(views.amin(dim=(1, 2, 3)), views.amax(dim=(1, 2, 3)))
+    assert len(views[:, 0, 0, 0].unique()) == 50

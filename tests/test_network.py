@@ -1,0 +1,75 @@
+"""Networks: any backbone gives features of the right shape, and small pictures are not shrunk to nothing."""
+
+import pytest
+import torch
+
+from kedge.errors import ConfigError
+from kedge.network import Network, StoredEmbedding, build_backbone
+
+
+def network(backbone="resnet10-half", image_size=32, dim=8, on_sphere=False):
+    torch.manual_seed(0)
+    return Network(backbone, image_size=image_size, dim=dim, pretrained=False, on_sphere=on_sphere).eval()
+
+
+def pictures(size, count=2):
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"), [("resnet10-half", 64), ("resnet18", 32), ("swin_tiny_patch4_window7_224", 64)]
+)
+def test_pictures_to_embeddings(backbone, size):
+    embeddings, pooled = network(backbone, size)(pictures(size))
+    assert embeddings.shape == (2, 8)
+    assert pooled.shape[0] == 2
+    assert torch.isfinite(embeddings).all()
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_last_feature_map_of_small_pictures_is_at_least_four_wide(name, size):
+    backbone = build_backbone(name, image_size=size, pretrained=False).eval()
+    with torch.inference_mode():
+        assert backbone.forward_features(torch.zeros(1, 3, size, size)).shape[-1] >= 4
+
+
+def test_embedding_on_the_sphere_is_unit_length():
+    embeddings, _ = network(on_sphere=True)(pictures(32))
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(2))
+
+
+def test_normalisation_is_part_of_the_graph():
+    net = network()
+    black = net.pool(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+    by_hand = net.backbone((torch.zeros(1, 3, 32, 32) - net.mean) / net.std)
+    assert torch.allclose(black, by_hand, atol=1e-3)
+
+
+def test_stored_features():
+    net, given = network(dim=8), pictures(32)
+    embeddings, pooled = net(given)
+    assert torch.equal(StoredEmbedding(net, "embedding")(given), embeddings)
+    assert torch.equal(StoredEmbedding(net, "pooled")(given), pooled)
+    joint = StoredEmbedding(net, "joint")
+    stored = joint(given)
+    assert stored.shape == (2, joint.dim) == (2, 8 + 256)
+    assert torch.allclose(stored.norm(dim=1), torch.ones(2))
+    # [e ; 2 f] of two unit vectors has norm sqrt(5): the embedding's part is 1/sqrt(5) of it.
+    assert torch.allclose(stored[:, :8].norm(dim=1), torch.full((2,), 5**-0.5), atol=1e-5)
+
+
+def test_unknown_backbone_names_the_nearest():
+    with pytest.raises(ConfigError, match="resnet18"):
+        network("resnet_18")
+    with pytest.raises(ConfigError, match="resnet10-half"):
+        build_backbone("resnet10-half", image_size=32, pretrained=True)
+
+
+def test_pretrained_weights_that_cannot_be_had_are_said(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(ConfigError, match=r"resnet18.*no route to host.*--pretrained"):
+        build_backbone("resnet18", image_size=64, pretrained=True)
