@@ -20,7 +20,7 @@ def draw(augmentation, pictures, seed=0):
 
 
 def test_cut_is_a_window_of_its_own_picture():
-    augmentation = Augmentation(image_size=64, flip=False, brightness=0.0, any_size=True)
+    augmentation = Augmentation(view_size=56, flip=False, brightness=0.0)
     views = draw(augmentation, numbered(64))
     assert views.shape == (6, 56, 56, 3)
     for row, view in enumerate(views):
@@ -30,7 +30,7 @@ def test_cut_is_a_window_of_its_own_picture():
 
 
 def test_half_are_mirrored():
-    augmentation = Augmentation(image_size=64, flip=True, brightness=0.0, any_size=True)
+    augmentation = Augmentation(view_size=56, flip=True, brightness=0.0)
     views = draw(augmentation, numbered(64, count=24))
     mirrored = (views[:, 0, 0, 0] > views[:, 0, -1, 0]).float().mean()
     assert 0.2 < mirrored < 0.8
@@ -38,7 +38,7 @@ def test_half_are_mirrored():
 
 @pytest.mark.parametrize("size", [32, 128])
 def test_fixed_size_networks_get_whole_sized_views(size):
-    augmentation = Augmentation(image_size=size, flip=True, brightness=0.4, any_size=False)
+    augmentation = Augmentation(view_size=size, flip=True, brightness=0.4)
     views = draw(augmentation, numbered(size))
     assert views.shape == (6, size, size, 3)
     assert views.min() >= 0
@@ -46,14 +46,14 @@ def test_fixed_size_networks_get_whole_sized_views(size):
 
 
 def test_same_seed_same_views_and_another_seed_others():
-    augmentation = Augmentation(image_size=128, flip=True, brightness=0.4, any_size=True)
+    augmentation = Augmentation(view_size=112, flip=True, brightness=0.4)
     pictures = numbered(128)
     assert torch.equal(draw(augmentation, pictures), draw(augmentation, pictures))
     assert not torch.equal(draw(augmentation, pictures), draw(augmentation, pictures, seed=1))
 
 
 def test_brightness_scales_a_picture_as_a_whole():
-    augmentation = Augmentation(image_size=32, flip=False, brightness=0.4, any_size=True)
+    augmentation = Augmentation(view_size=28, flip=False, brightness=0.4)
     views = draw(augmentation, torch.full((50, 32, 32, 3), 100, dtype=torch.uint8))
     assert views.amin() >= 60
     assert views.amax() <= 140

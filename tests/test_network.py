@@ -34,6 +34,12 @@ def test_last_feature_map_of_small_pictures_is_at_least_four_wide(name, size):
         assert backbone.forward_features(torch.zeros(1, 3, size, size)).shape[-1] >= 4
 
 
+def test_network_sees_the_middle_that_it_is_trained_on():
+    net, given = network(image_size=64), pictures(64)
+    assert net.view_size == 56
+    assert torch.allclose(net.pool(given), net.pool(given[:, 4:60, 4:60]))
+
+
 def test_embedding_on_the_sphere_is_unit_length():
     embeddings, _ = network(on_sphere=True)(pictures(32))
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(2))
@@ -42,7 +48,7 @@ def test_embedding_on_the_sphere_is_unit_length():
 def test_normalisation_is_part_of_the_graph():
     net = network()
     black = net.pool(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
-    by_hand = net.backbone((torch.zeros(1, 3, 32, 32) - net.mean) / net.std)
+    by_hand = net.backbone((torch.zeros(1, 3, 28, 28) - net.mean) / net.std)
     assert torch.allclose(black, by_hand, atol=1e-3)
 
 

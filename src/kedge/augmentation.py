@@ -17,24 +17,17 @@ LEAST_SCALE = 0.6
 class Augmentation:
     """How a training view is drawn from a picture.
 
-    view_size: side of the view in pixels. flip: mirror half of the pictures left-right. brightness: b draws a factor
-    from 1 - b to 1 + b. any_size: the network takes views smaller than the picture; views of one that does not are
-    shifted within a margin instead.
+    view_size: side of the view in pixels, at most the picture's; a view as large as the picture is shifted within a
+    margin. flip: mirror half of the pictures left-right. brightness: b draws a factor from 1 - b to 1 + b.
     """
 
-    image_size: int
+    view_size: int
     flip: bool
     brightness: float
-    any_size: bool
-
-    @property
-    def view_size(self) -> int:
-        """Side of a training view: 7/8 of the picture where the network takes it, a multiple of 4."""
-        return max(8, self.image_size * 7 // 8 // 4 * 4) if self.any_size else self.image_size
 
     def __call__(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """Return views (n, v, v, 3) float32 in 0..255 of pictures (n, s, s, 3) uint8."""
-        if self.image_size >= SCALED_FROM:
+        if pictures.shape[1] >= SCALED_FROM:
             views = self._scaled(pictures, generator)
         else:
             views = self._cropped(pictures, generator).float()
@@ -45,8 +38,8 @@ class Augmentation:
     def _cropped(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """Cut a square at random, by one gather for the whole batch."""
         view = self.view_size
-        if view == self.image_size:
-            margin = self.image_size // 8
+        if view == pictures.shape[1]:
+            margin = view // 8
             channels_first = pictures.permute(0, 3, 1, 2).float()
             pictures = F.pad(channels_first, (margin,) * 4, mode="reflect").permute(0, 2, 3, 1)
         count, room = len(pictures), pictures.shape[1] - view + 1

@@ -52,13 +52,19 @@ def train(
     backbone: Annotated[str | None, typer.Option(help="resnet10-half or any timm model.")] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from the published weights.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of a picture in pixels; default: as the data.")] = None,
-    dim: Annotated[int | None, typer.Option(help="Length of an embedding; default 64, or more for many classes.")] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Length of an embedding; default 64, or more for many classes.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; default by their number.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step; default by their number, at most 100.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures a step; default by their number, at most 100.")
+    ] = None,
     shots: Annotated[int | None, typer.Option(help="Train on K pictures a class only.")] = None,
     classes: Annotated[int | None, typer.Option(help="Use the first N classes only.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of splits, draws and training; default 0.")] = None,
-    distance: Annotated[str | None, typer.Option(help="l2, cosine or auto (default): the better on validation.")] = None,
+    distance: Annotated[
+        str | None, typer.Option(help="l2, cosine or auto (default): the better on validation.")
+    ] = None,
     features: Annotated[str | None, typer.Option(help="What is stored: embedding (default), pooled or joint.")] = None,
     freeze_backbone: Annotated[
         bool | None, typer.Option("--freeze-backbone", help="Train the head alone, on features computed once.")
@@ -176,7 +182,9 @@ def search(
     gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
     pictures: Annotated[list[Path], typer.Argument(help="The pictures to search with.")],
     k: Annotated[int, typer.Option("-k", help="How many hits.")] = 20,
-    probes: Annotated[int | None, typer.Option(help="How many of the nearest anchors to look under; default 1.")] = None,
+    probes: Annotated[
+        int | None, typer.Option(help="How many of the nearest anchors to look under; default 1.")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Find what exhaustive search would find.")] = False,
     order: Annotated[str, typer.Option(help="distance, or bucket: the nearest anchor's pictures first.")] = "distance",
     where: Annotated[str | None, typer.Option(help="An SQL condition on the hits.")] = None,
@@ -190,7 +198,11 @@ def search(
         raise InputError("--probes and --exact exclude each other: give one of them")
     with kedge.Gallery.open(gallery) as opened:
         results = opened.search_many(
-            pictures, k=k, probes="exact" if exact else (1 if probes is None else probes), order=check_order(order), where=where
+            pictures,
+            k=k,
+            probes="exact" if exact else (1 if probes is None else probes),
+            order=check_order(order),
+            where=where,
         )
         if html:
             _write_contact_sheet(opened, pictures, results, html)
@@ -257,7 +269,9 @@ def _probes_list(text: str) -> tuple[int | str, ...]:
 
 
 def _show_report(report: Any) -> None:
-    print(f"{report.queries} queries in a gallery of {report.gallery}, {report.classes} classes, {report.dim} dimensions")
+    print(
+        f"{report.queries} queries in a gallery of {report.gallery}, {report.classes} classes, {report.dim} dimensions"
+    )
     print(f"{'search':<34} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
     for row in report.search:
         filed = f", filed by {row.filed_by}, probes {row.probes}" if row.mode == "two-stage" else ""

@@ -86,7 +86,9 @@ class TrainingConfig(BaseModel):
         for name in settings:
             if name not in cls.model_fields:
                 known = ", ".join(sorted(cls.model_fields))
-                raise ConfigError(f"no setting is named '{name}'{nearest_name(name, cls.model_fields)}; there are {known}")
+                raise ConfigError(
+                    f"no setting is named '{name}'{nearest_name(name, cls.model_fields)}; there are {known}"
+                )
         try:
             return cls.model_validate(settings)
         except ValidationError as error:

@@ -39,7 +39,9 @@ class Encoder:
             )
         except Exception as error:  # the runtime's own exceptions share no public base class
             reason = str(error).splitlines()[0]
-            raise ModelError(f"{model.encoder_path} cannot be run ({reason}): train or export the model again") from error
+            raise ModelError(
+                f"{model.encoder_path} cannot be run ({reason}): train or export the model again"
+            ) from error
         self.image_size = model.card.preprocessing.image_size
         self.dim = model.card.dim
         self.normalises = model.card.distance == "cosine"
@@ -51,7 +53,9 @@ class Encoder:
         """
         size = self.image_size
         if squares.shape[1:] != (size, size, 3) or squares.dtype != np.uint8:
-            raise InputError(f"pictures of shape (n, {size}, {size}, 3) uint8 are expected, not {squares.shape} {squares.dtype}")
+            raise InputError(
+                f"pictures of shape (n, {size}, {size}, 3) uint8 are expected, not {squares.shape} {squares.dtype}"
+            )
         parts = [np.zeros((0, self.dim), dtype=np.float32)]
         for start in range(0, len(squares), BATCH):
             (embeddings,) = self._session.run(None, {"pictures": squares[start : start + BATCH]})

@@ -17,13 +17,14 @@ from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
 from kedge.config import TrainingConfig
 from kedge.datasets import Dataset, Split, load_dataset
-from kedge.errors import ConfigError, DatasetError, InputError, ModelError
+from kedge.errors import ConfigError, DatasetError, InputError, ModelError, PictureError
 from kedge.evaluation import Report, evaluate_dataset, evaluate_vectors
 from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model
-from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, accepts_any_size, build_backbone, least_image_size
+from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, accepts_any_size, check_backbone, least_image_size
 from kedge.page import gather_material, report_page
+from kedge.picture import read_picture
 from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit
 
 __all__ = ["train"]
@@ -84,7 +85,9 @@ def train(
     image_size = resolved.image_size or 0
     training_pictures = _decode(dataset.train, image_size, quiet)
     validation_pictures = _decode(dataset.validation, image_size, quiet)
-    loss = _train_network(network, recipe, resolved, dataset, training_pictures, validation_pictures, partial, resume, quiet)
+    loss = _train_network(
+        network, recipe, resolved, dataset, training_pictures, validation_pictures, partial, resume, quiet
+    )
 
     stage = partial / "model"
     shutil.rmtree(stage, ignore_errors=True)
@@ -103,7 +106,13 @@ def train(
 
     unit_vectors = recipe.on_sphere and resolved.features == "embedding" or resolved.features == "joint"
     distance, scores = _choose_distance(
-        resolved, unit_vectors, anchors_for("cosine"), validation_vectors, validation_pictures.labels.numpy(), vectors, labels
+        resolved,
+        unit_vectors,
+        anchors_for("cosine"),
+        validation_vectors,
+        validation_pictures.labels.numpy(),
+        vectors,
+        labels,
     )
     export_encoder(stored, stage, image_size)
     trained = {"data": str(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
@@ -134,7 +143,7 @@ def _resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tr
     side = config.image_size or _usual_side(dataset.train)
     small = side <= 96 and not config.pretrained
     backbone = config.backbone or (SMALL_BACKBONE if small else "resnet18")
-    _check_backbone(backbone)
+    check_backbone(backbone, pretrained=config.pretrained)
     open_settings: dict[str, Any] = dict(recipe.settings)
     if config.pretrained or not accepts_any_size(backbone):
         # Weight decay of 0.5 and a rate of 4e-3 are for small convolutional networks from scratch.
@@ -162,9 +171,6 @@ def _resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tr
 
 def _usual_side(split: Split) -> int:
     """Return the median shorter side of some of the pictures, a multiple of 8 from 8 to 224."""
-    from kedge.errors import PictureError
-    from kedge.picture import read_picture
-
     sides = []
     for path in split.paths[:: max(1, len(split) // 64)]:
         try:
@@ -175,16 +181,6 @@ def _usual_side(split: Split) -> int:
     if not sides:
         raise DatasetError("none of the training pictures can be read")
     return int(min(224, max(8, round(float(np.median(sides)) / 8) * 8)))
-
-
-def _check_backbone(name: str) -> None:
-    import timm
-
-    if name != SMALL_BACKBONE and not timm.is_model(name):
-        from kedge.errors import nearest_name
-
-        hint = nearest_name(name, [SMALL_BACKBONE, *timm.list_models()])
-        raise ConfigError(f"no backbone is named '{name}'{hint}; {SMALL_BACKBONE} and all of timm's models can be had")
 
 
 def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -> Network:
@@ -241,10 +237,7 @@ def _train_network(
         raise DatasetError(f"{len(training.labels)} training pictures can be read; at least 2 are needed")
     loss = recipe.build(len(dataset.classes), network.dim, settings)
     augmentation: Augmentation | None = Augmentation(
-        image_size=settings.image_size or 0,
-        flip=bool(settings.flip),
-        brightness=settings.brightness,
-        any_size=accepts_any_size(settings.backbone or SMALL_BACKBONE),
+        view_size=network.view_size, flip=bool(settings.flip), brightness=settings.brightness
     )
     inputs, validation_inputs = training.pixels, validation.pixels
     if settings.freeze_backbone:

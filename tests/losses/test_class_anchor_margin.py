@@ -125,7 +125,10 @@ def test_mean_reduction_divides_by_ordered_pairs_and_anchors():
     torch.manual_seed(0)
     anchors = torch.randn(5, 3).tolist()
     embeddings, labels = torch.randn(2, 3), torch.tensor([0, 1])
-    total, mean = make_loss(anchors, margin=4.0, least_norm=9.0), make_loss(anchors, margin=4.0, least_norm=9.0, reduction="mean")
+    total, mean = (
+        make_loss(anchors, margin=4.0, least_norm=9.0),
+        make_loss(anchors, margin=4.0, least_norm=9.0, reduction="mean"),
+    )
     total(embeddings, labels)
     mean(embeddings, labels)
     assert mean.terms.repeller == pytest.approx(total.terms.repeller / 20)

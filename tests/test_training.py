@@ -1,0 +1,181 @@
+"""Training: from pictures to a whole model folder, resumed after a kill, stopped with a reason."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kedge
+from kedge.config import TrainingConfig
+from kedge.encoder import Encoder
+from kedge.errors import ConfigError, DivergedError, InputError, ModelError
+from kedge.losses import LOSSES, ClassAnchorMargin
+from kedge.network import Network, StoredEmbedding
+from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit
+from tests.pictures import draw_classes
+
+FAST = {"image_size": 32, "epochs": 2, "batch_size": 16, "dim": 8, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    draw_classes(root, ["circle", "square", "cross"], each=24, size=32, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "model"
+    return kedge.train(photos, out, **FAST)
+
+
+def test_model_folder_is_whole_and_readable(trained, photos):
+    names = {path.name for path in trained.folder.iterdir()}
+    assert names == {
+        "kedge.json",
+        "encoder.onnx",
+        "weights.safetensors",
+        "anchors.safetensors",
+        "splits.json",
+        "metrics.jsonl",
+        "report.html",
+    }
+    assert not trained.folder.with_name("model.partial").exists()
+    card = json.loads((trained.folder / "kedge.json").read_text())
+    assert card["classes"] == ["circle", "cross", "square"]
+    assert card["trained"]["loss"] == "cam-sphere"
+    assert card["scores"]["test"]["map"] > 0
+    lines = trained.metrics()
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert {"loss", "attractor", "repeller", "norm_floor", "auxiliary", "validation_map"} <= set(lines[0])
+
+
+def test_membership_covers_every_picture_once(trained, photos):
+    splits = trained.splits()
+    dataset = kedge.load_dataset(photos)
+    assert sorted(splits) == sorted({*dataset.gallery.hashes, *dataset.test.hashes})
+    assert {splits[content] for content in dataset.test.hashes} == {"test"}
+    # Another seed would split otherwise; the stored membership decides.
+    again = kedge.load_dataset(photos, seed=7, membership=splits)
+    assert sorted(again.test.hashes) == sorted(dataset.test.hashes)
+
+
+def test_sphere_model_stores_unit_vectors_and_unit_anchors(trained, photos):
+    pixels = kedge.load_dataset(photos).test.decode(32).pixels
+    vectors = Encoder(trained).encode(pixels, raw=True)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(np.linalg.norm(trained.anchors.vectors, axis=1), 1, atol=1e-5)
+
+
+def test_exported_graph_equals_the_network(trained):
+    from safetensors.torch import load_file
+
+    network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
+    network.load_state_dict(load_file(trained.folder / "weights.safetensors"))
+    pixels = torch.randint(0, 256, (70, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = StoredEmbedding(network.eval(), "embedding")(pixels).numpy()
+    found = Encoder(trained).encode(pixels.numpy(), raw=True)
+    assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cam-sphere"}))
+def test_every_loss_trains(loss, photos, tmp_path):
+    model = kedge.train(photos, tmp_path / "model", loss=loss, **FAST)
+    assert len(model.anchors) == 3
+    if loss in ("cross-entropy", "none"):
+        dataset = kedge.load_dataset(photos)
+        vectors = Encoder(model).encode(dataset.train.decode(32).pixels)
+        mean = vectors[dataset.train.labels == 1].astype(np.float64).mean(axis=0)
+        assert np.allclose(model.anchors.vectors[1], mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", ["pooled", "joint"])
+def test_stored_features(features, photos, tmp_path):
+    model = kedge.train(photos, tmp_path / "model", features=features, **FAST)
+    assert model.card.dim == {"pooled": 256, "joint": 256 + 8}[features]
+    assert kedge.evaluate(model, photos).dim == model.card.dim
+
+
+def test_frozen_backbone_keeps_its_weights_and_trains_the_head(photos, tmp_path):
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    before = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True).state_dict()
+    model = kedge.train(photos, tmp_path / "model", freeze_backbone=True, **FAST)
+    after = load_file(model.folder / "weights.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("backbone."))
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+
+
+def test_shots_train_on_few_and_search_all(photos, tmp_path):
+    model = kedge.train(photos, tmp_path / "model", shots=5, **FAST)
+    dataset = kedge.load_dataset(photos, shots=5)
+    assert len(dataset.train) == 15
+    assert kedge.evaluate(model, photos).gallery == len(dataset.gallery) > 15
+
+
+def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
+    settings = {**FAST, "epochs": 8, "seed": 3}
+    whole = kedge.train(photos, tmp_path / "whole", **settings)
+    code = "import json, sys, kedge; kedge.train(**json.loads(sys.argv[1]))"
+    call = json.dumps({"data": str(photos), "out": str(tmp_path / "killed"), **settings})
+    process = subprocess.Popen([sys.executable, "-c", code, call])
+    partial = tmp_path / "killed.partial"
+    log = partial / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    with pytest.raises(ModelError, match="--resume"):
+        kedge.train(photos, tmp_path / "killed", **settings)
+    with pytest.raises(InputError, match="other settings"):
+        kedge.train(photos, tmp_path / "killed", resume=True, **{**settings, "dim": 9})
+    resumed = kedge.train(photos, tmp_path / "killed", resume=True, **settings)
+    assert [line["epoch"] for line in resumed.metrics()] == list(range(1, 9))
+    assert resumed.metrics()[-1]["loss"] == pytest.approx(whole.metrics()[-1]["loss"], rel=1e-3)
+    assert np.allclose(resumed.anchors.vectors, whole.anchors.vectors, atol=1e-3)
+    assert not partial.exists()
+
+
+def test_resume_state_is_no_arbitrary_pickle(photos, tmp_path):
+    settings = TrainingConfig.model_construct(
+        **{**TrainingConfig().model_dump(), **LOSSES["cam"].settings, "epochs": 1, "batch_size": 8}
+    )
+    network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=False)
+    module = EmbeddingTraining(network, ClassAnchorMargin(3, 8), settings, 3, None)
+    data = LabelledBatches(torch.randn(24, 256), torch.arange(24) % 3)
+    fit(module, data, None, tmp_path, resume=False, quiet=True)
+    torch.load(tmp_path / "resume.ckpt", weights_only=True)
+
+
+def test_loss_that_is_no_number_stops_with_a_reason(photos, tmp_path):
+    with pytest.raises(DivergedError, match=r"epoch \d+.*learning-rate"):
+        kedge.train(photos, tmp_path / "model", loss="cam", optimizer="sgd", learning_rate=1e6, **FAST)
+    assert not (tmp_path / "model").exists()
+
+
+def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained):
+    wrong = [
+        ({"loss": "cam-spere"}, ConfigError, "cam-sphere"),
+        ({"backbone": "resnet_18"}, ConfigError, "resnet18"),
+        ({"loss": "cam", "anchor_start": "base", "dim": 2}, ConfigError, "dim"),
+        ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
+    ]
+    for settings, error, said in wrong:
+        with pytest.raises(error, match=said):
+            kedge.train(photos, tmp_path / "model", **{**FAST, **settings})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ModelError, match="exists already"):
+        kedge.train(photos, trained.folder, **FAST)
