@@ -1,0 +1,373 @@
+"""Gallery: a durable collection of filed pictures, and the search in it.
+
+    gallery.json      format version and the fingerprint of the model
+    model/            a copy of the model that embeds and files its pictures
+    pictures.lance    one row a picture: see `PicturesTable`
+
+A gallery is whole or absent: it is made beside its place and renamed. Every write to the table is one commit. The index
+that answers queries is derived from the table when it is first needed, and again when the table has changed, also by
+another process.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kedge.encoder import Encoder
+from kedge.errors import GalleryError, InputError, ModelError, WorkError
+from kedge.intake import AddReport, FileBy, Intake, Progress
+from kedge.model import Model
+from kedge.pictures_table import PicturesTable, is_lost
+from kedge.queries import Order, Probes, Query, check_search, read_query
+from kedge.search import TwoStageIndex
+from kedge.sources import Labels, list_sources
+from kedge.vectors import check_vectors, read_vectors, ready_made
+
+__all__ = ["FORMAT_VERSION", "AddReport", "Gallery", "Hit", "SearchResult"]
+
+FORMAT_VERSION = 1
+CARD, MODEL, TABLE = "gallery.json", "model", "pictures.lance"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that a search found: `rank` counts from 1, `distance` is Euclidean, it is filed under `anchor`."""
+
+    rank: int
+    id: str
+    path: str | None
+    label: str | None
+    distance: float
+    anchor: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What one query found, best first; `probed` names the anchors looked under, nearest first.
+
+    `scanned_share` is the share of the gallery's pictures that the query was compared with.
+    """
+
+    query: str
+    hits: tuple[Hit, ...]
+    probed: tuple[str, ...]
+    scanned_share: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """One version of the table in memory; row i of each part is the same picture."""
+
+    version: int
+    index: TwoStageIndex
+    row_ids: npt.NDArray[np.uint64]
+    said: pa.Table  # id, path, label, anchor
+
+
+class Gallery:
+    """A folder of filed pictures; use it in a `with` block, from one thread at a time.
+
+    Several processes may read and write one gallery at once.
+    """
+
+    def __init__(self, folder: Path, model: Model, table: PicturesTable) -> None:
+        self.folder, self.model = folder, model
+        self._table = table
+        self._anchors = model.search_anchors
+        self._encoder: Encoder | None = None
+        self._loaded: _Loaded | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, model: Model | str | Path) -> Self:
+        """Make an empty gallery for pictures as `model` embeds them; the model is copied into it."""
+        folder = _local(path)
+        if folder.exists():
+            raise GalleryError(f"{folder} is there already: open it, remove it, or give another name")
+        model = model if isinstance(model, Model) else Model.load(model)
+        partial = folder.parent / f".{folder.name}.{uuid4().hex[:8]}.partial"
+        try:
+            partial.mkdir(parents=True)
+            shutil.copytree(model.folder, partial / MODEL)
+            PicturesTable.create(partial / TABLE, model.card.dim)
+            card = {"format_version": FORMAT_VERSION, "model": model.fingerprint}
+            (partial / CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+            # Where somebody else made a gallery of that name meanwhile, this fails: their folder is not empty.
+            partial.rename(folder)
+        except OSError as error:
+            raise GalleryError(
+                f"no gallery can be made at {folder} ({error}): give a place that can be written to"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a gallery; GalleryError for one that is missing, half written, newer, or whose model was changed."""
+        folder = _local(path)
+        if not folder.is_dir():
+            raise GalleryError(f"no gallery at {folder}: make one with `kedge create {folder} --model MODEL`")
+        missing = [name for name in (CARD, MODEL, TABLE) if not (folder / name).exists()]
+        if missing:
+            raise GalleryError(
+                f"{folder} is no whole gallery: {', '.join(missing)} missing. "
+                f"Name another folder, put it back from a backup, or remove it and create it anew"
+            )
+        fingerprint = _read_card(folder / CARD)
+        try:
+            model = Model.load(folder / MODEL)
+            found = model.fingerprint
+        except (ModelError, OSError) as error:
+            raise GalleryError(
+                f"the gallery's model cannot be read ({error}): copy it back to {folder / MODEL}"
+            ) from error
+        if found != fingerprint:
+            raise GalleryError(
+                f"{folder} was made with model {fingerprint}, {folder / MODEL} holds {found}: copy the first one back, "
+                f"or create a new gallery with the other and add the pictures again"
+            )
+        return cls(folder, model, PicturesTable.open(folder / TABLE))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what is held in memory; the gallery on disk is whole at any time."""
+        self._loaded = self._encoder = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the gallery's model."""
+        if self._encoder is None:
+            self._encoder = Encoder(self.model)
+        return self._encoder
+
+    # Writing
+
+    def add(
+        self,
+        *paths: str | Path,
+        labels: Labels = "folder",
+        file_by: FileBy = "nearest",
+        metadata: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Add the pictures of folders, files, lists (CSV) or ready-made vectors (Parquet with a column `embedding`).
+
+        A picture found in a folder is labelled by the folder it lies in; `labels` is "folder", "none", or a CSV of
+        path,label. Known pictures keep a label that nothing is said of. `metadata` sets the user's own columns for
+        every picture; further columns of a CSV or Parquet file do so for each. A picture that cannot be read is left
+        out and named in the report. What is wrong with the call raises InputError before anything is changed.
+        """
+        if not paths:
+            raise InputError("nothing to add: name a folder, a picture, a CSV of paths or a Parquet file of embeddings")
+        tables = [path for path in paths if Path(path).suffix.lower() == ".parquet"]
+        files = [path for path in paths if path not in tables]
+        intake = Intake(self._table, self._anchors, file_by=file_by, progress=progress)
+        self._table.refresh()
+        # All of it is looked at before the first part is written.
+        ready = [read_vectors(Path(path), self.model, labels=labels, metadata=metadata) for path in tables]
+        sources = list_sources(files, labels=labels, metadata=metadata) if files else None
+        for said in [given.sources for given in ready] + ([sources] if sources else []):
+            intake.check(said)
+        report = AddReport()
+        for given in ready:
+            report += intake.add_vectors(given)
+        return report + intake.add_pictures(sources, self.encoder) if sources else report
+
+    def add_vectors(
+        self,
+        embeddings: npt.ArrayLike,
+        *,
+        ids: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+        labels: Sequence[str | None] | None = None,
+        file_by: FileBy = "nearest",
+        metadata: Mapping[str, Sequence[Any]] | None = None,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Add ready-made embeddings, shape (n, dim), as the gallery's model makes them.
+
+        Where the model's distance is cosine they must be unit length. Without `ids` an embedding is known again by its
+        path, without paths by its numbers. Other shapes, numbers that are not finite, and an id given twice raise
+        InputError; nothing is changed then.
+        """
+        given = ready_made(embeddings, self.model, ids=ids, paths=paths, labels=labels, metadata=metadata)
+        self._table.refresh()
+        return Intake(self._table, self._anchors, file_by=file_by, progress=progress).add_vectors(given)
+
+    def remove(self, ids: Sequence[str] | None = None, *, where: str | None = None) -> int:
+        """Remove pictures by id, or those that match an SQL filter; return how many that were."""
+        if (ids is None) == (where is None):
+            raise InputError("give either ids or a filter of what to remove")
+        self._table.refresh()
+        if where is not None:
+            return self._table.delete(where)
+        wanted = [ids] if isinstance(ids, str) else list(ids or ())
+        known = set(self._table.find("id", wanted, ("id",))["id"].to_pylist())
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            raise InputError(
+                f"no picture has the id {', '.join(unknown[:5])}{more}: search names the ids; none was removed"
+            )
+        return self._table.delete(pc.field("id").isin(wanted)) if wanted else 0
+
+    def compact(self) -> None:
+        """Give back the space of removed pictures and older versions; do it while nobody else uses the gallery."""
+        self._table.compact()
+
+    # Reading
+
+    def search(
+        self,
+        picture: Query,
+        k: int = 20,
+        probes: Probes = 1,
+        *,
+        order: Order = "distance",
+        where: str | None = None,
+    ) -> SearchResult:
+        """Return the k pictures nearest to a picture, best first.
+
+        The pictures filed under the `probes` nearest anchors are compared with it, and those under the next anchors
+        until there are k; "exact" finds the k nearest of all. `where` is an SQL filter such as "label = 'cat'".
+        """
+        return self.search_many([picture], k, probes, order=order, where=where)[0]
+
+    def search_many(
+        self,
+        pictures: Sequence[Query],
+        k: int = 20,
+        probes: Probes = 1,
+        *,
+        order: Order = "distance",
+        where: str | None = None,
+    ) -> list[SearchResult]:
+        """Search with each of several pictures, which is faster than one by one."""
+        check_search(k, probes, order)
+        read = [read_query(picture, self.encoder.image_size) for picture in pictures]
+        queries = self.encoder.encode_pictures([image for _, image in read])
+        names = [name or f"picture {row + 1}" for row, (name, _) in enumerate(read)]
+        return self.search_vectors(queries, k, probes, order=order, where=where, names=names)
+
+    def search_vectors(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 20,
+        probes: Probes = 1,
+        *,
+        order: Order = "distance",
+        where: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> list[SearchResult]:
+        """Search with ready-made embeddings, shape (queries, dim), as the gallery's model makes them."""
+        check_search(k, probes, order)
+        vectors = check_vectors(queries, self.model)
+        names = names or [f"vector {row + 1}" for row in range(len(vectors))]
+        loaded, allowed = self._loaded_for(where)
+        if len(loaded.said) == 0 or len(vectors) == 0 or (allowed is not None and not allowed.any()):
+            return [SearchResult(name, (), (), 0.0) for name in names]
+        found = loaded.index.search(vectors, k, probes, allowed=allowed, fill=True, order=order)
+        results = []
+        for row, name in enumerate(names):
+            ids, distances = found.ids[row], found.distances[row]
+            said = loaded.said.take(ids[ids >= 0]).to_pylist()
+            hits = tuple(
+                Hit(rank, told["id"], told["path"], told["label"], float(distance), told["anchor"])
+                for rank, (told, distance) in enumerate(zip(said, distances[ids >= 0], strict=True), start=1)
+            )
+            probed = tuple(self._anchors.names[anchor] for anchor in found.probed[row])
+            results.append(SearchResult(name, hits, probed, float(found.scanned[row]) / len(loaded.said)))
+        return results
+
+    def count(self, where: str | None = None) -> int:
+        """Return the number of pictures, or of those that match an SQL filter."""
+        self._table.refresh()
+        return self._table.count(where)
+
+    def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Return thumbnails (JPEG) by id; pictures that came as vectors have none."""
+        self._table.refresh()
+        rows = self._table.find("id", list(ids), ("id", "thumbnail")).to_pylist()
+        return {row["id"]: row["thumbnail"] for row in rows if row["thumbnail"] is not None}
+
+    def info(self) -> dict[str, Any]:
+        """Return what the gallery holds: counts of pictures, of each label and of anchors, dimensions, the model."""
+        self._table.refresh()
+        labels = self._table.read(["label"])["label"].value_counts().to_pylist()
+        counts = {entry["values"]: entry["counts"] for entry in labels}
+        return {
+            "kind": "gallery",
+            "pictures": sum(counts.values()),
+            "labels": {label: counts[label] for label in sorted(filter(None, counts))},
+            "unlabelled": counts.get(None, 0),
+            "model": {"fingerprint": self.model.fingerprint, "path": str(self.model.folder)},
+            "anchors": len(self._anchors),
+            "dim": self._anchors.dim,
+            "distance": self.model.card.distance,
+            "columns": list(self._table.metadata_columns),
+            "version": self._table.version,
+        }
+
+    def _loaded_for(self, where: str | None) -> tuple[_Loaded, npt.NDArray[np.bool_] | None]:
+        """The newest version in memory, and which of its rows match the filter."""
+        for attempt in range(3):
+            self._table.refresh()
+            try:
+                if self._loaded is None or self._loaded.version != self._table.version:
+                    self._loaded = None  # Two of them need not fit into memory.
+                    self._loaded = self._load()
+                loaded = self._loaded
+                return loaded, None if where is None else np.isin(loaded.row_ids, self._table.row_ids(where))
+            except WorkError as error:
+                # Another process compacted the gallery under our hands: the next version has the same pictures.
+                if attempt == 2 or not is_lost(error):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _load(self) -> _Loaded:
+        rows = self._table.read(["id", "path", "label", "anchor", "embedding"], row_ids=True)
+        flat = rows["embedding"].combine_chunks()
+        vectors = np.asarray(flat.flatten(), dtype=np.float32).reshape(len(rows), self._anchors.dim)
+        numbers = {name: number for number, name in enumerate(self._anchors.names)}
+        anchors = rows["anchor"].combine_chunks().dictionary_encode()
+        by_code = np.asarray([numbers[name] for name in anchors.dictionary.to_pylist()], dtype=np.int64)
+        buckets = by_code[np.asarray(anchors.indices)] if len(rows) else np.zeros(0, dtype=np.int64)
+        index = TwoStageIndex(vectors, self._anchors.vectors, buckets)
+        said = rows.select(["id", "path", "label", "anchor"]).combine_chunks()
+        return _Loaded(self._table.version, index, rows["_rowid"].to_numpy(), said)
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise GalleryError(f"{path} is not on this machine: galleries are kept in local folders for now")
+    return Path(path)
+
+
+def _read_card(path: Path) -> str:
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        format_version, fingerprint = int(card["format_version"]), str(card["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GalleryError(f"{path} cannot be read ({error}): put it back from a backup") from error
+    if format_version > FORMAT_VERSION:
+        raise GalleryError(
+            f"{path} has format version {format_version}, this Kedge reads up to {FORMAT_VERSION}: update Kedge"
+        )
+    return fingerprint

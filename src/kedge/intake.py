@@ -1,0 +1,347 @@
+"""Intake: one call of `Gallery.add`, from files or ready-made vectors to committed rows.
+
+A picture is known again by its content, a file that has not changed by its path, size and time without being read.
+Work goes in chunks, one commit each, so that a kill loses the chunk in flight and the next add does the rest.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kedge.anchors import Anchors
+from kedge.encoder import Encoder
+from kedge.errors import InputError, PictureError
+from kedge.filing import file_vectors
+from kedge.picture import content_hash, perceptual_hash, read_picture, square, thumbnail
+from kedge.pictures_table import PicturesTable
+from kedge.sources import Sources
+from kedge.vectors import ReadyMade
+
+__all__ = ["AddReport", "FileBy", "Intake", "read_for_gallery"]
+
+FileBy = Literal["nearest", "label"]
+Progress = Callable[[str, int, int], None]
+
+COMMIT_PICTURES = 1024
+READ_PICTURES = 128
+COMMIT_VECTORS = 65536
+# A reduced decode still has enough detail for a thumbnail.
+LEAST_SIDE = 128
+
+_SAID = ("id", "path", "label", "filed_by", "content_hash", "file_size", "modified_at")
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What an add did: pictures stored, changed in path, label, filing or metadata, known already, and left out.
+
+    A file whose content changed counts as added; what stood at its path before is removed.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    failed: tuple[PictureError, ...] = ()
+
+    def __add__(self, other: "AddReport") -> "AddReport":
+        return AddReport(
+            self.added + other.added,
+            self.updated + other.updated,
+            self.unchanged + other.unchanged,
+            self.failed + other.failed,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What is kept of a decoded picture."""
+
+    content_hash: str
+    width: int
+    height: int
+    thumbnail: bytes
+    perceptual_hash: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Stamp:
+    """Size in bytes and time of a file's last change; both None for a vector, whose path is only a name."""
+
+    file_size: int | None = None
+    modified_at: datetime | None = None
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """Pictures of one commit: what is said of each, and what is found out about it on the way."""
+
+    sources: Sources
+    stamps: list[_Stamp]
+    ids: list[str | None]
+    contents: list[str | None]
+    readings: dict[int, _Reading] = field(default_factory=dict)
+    embeddings: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+
+class Intake:
+    """Adds pictures or vectors to a table, under a model's anchors."""
+
+    def __init__(
+        self, table: PicturesTable, anchors: Anchors, *, file_by: FileBy = "nearest", progress: Progress | None = None
+    ) -> None:
+        if file_by not in ("nearest", "label"):
+            raise InputError(f"pictures are filed by 'nearest' or 'label', not '{file_by}'")
+        self._table, self._anchors, self._file_by = table, anchors, file_by
+        self._progress: Progress = progress or _silent
+        # First come of each content in this add, by id: a second copy changes nothing, a second label is refused.
+        self._seen: dict[str, tuple[str, str | None]] = {}
+        # Which content each file holds now, by path.
+        self._standing: dict[str, str] = {}
+
+    def check(self, sources: Sources) -> None:
+        """Raise InputError when these pictures cannot be filed or their columns cannot be kept; nothing is changed."""
+        if self._file_by == "label":
+            missing = sum(label is None for label in sources.labels)
+            if missing:
+                raise InputError(f"{missing} of {len(sources)} pictures have no label to be filed by: file by nearest")
+            names = sorted(set(filter(None, sources.labels)))
+            file_vectors(np.zeros((len(names), self._anchors.dim)), self._anchors, names)
+        self._table.check_columns(sources.metadata)
+
+    def add_pictures(self, sources: Sources, encoder: Encoder) -> AddReport:
+        """Read, encode, file and store pictures."""
+        self.check(sources)
+        sources = self._with_columns(sources)
+        report = AddReport()
+        with ThreadPoolExecutor(os.cpu_count()) as readers:
+            for start in range(0, len(sources), COMMIT_PICTURES):
+                part = sources.part(start, start + COMMIT_PICTURES)
+                self._table.refresh()
+                chunk, failed = self._read(part, encoder, readers, start, len(sources))
+                report += self._store(chunk, failed)
+                self._standing |= {path: key for path, key in zip(part.paths, chunk.ids, strict=True) if key}
+        self._drop_replaced()
+        self._table.tidy()
+        return report
+
+    def add_vectors(self, given: ReadyMade) -> AddReport:
+        """File and store ready-made vectors."""
+        self.check(given.sources)
+        sources = self._with_columns(given.sources)
+        report = AddReport()
+        for start in range(0, len(sources), COMMIT_VECTORS):
+            stop = min(start + COMMIT_VECTORS, len(sources))
+            vectors = given.vectors[start:stop]
+            chunk = _Chunk(
+                sources.part(start, stop),
+                [_Stamp()] * (stop - start),
+                list(given.ids[start:stop]),
+                [content_hash(vector.tobytes()) for vector in vectors],
+                embeddings=dict(enumerate(vectors)),
+            )
+            self._table.refresh()
+            report += self._store(chunk, {})
+            self._progress("adding", stop, len(sources))
+        self._table.tidy()
+        return report
+
+    def _with_columns(self, sources: Sources) -> Sources:
+        columns = self._table.check_columns(sources.metadata)
+        self._table.add_columns({name: values.type for name, values in columns.items()})
+        return Sources(sources.names, sources.paths, sources.labels, columns)
+
+    def _read(
+        self, part: Sources, encoder: Encoder, readers: ThreadPoolExecutor, done: int, total: int
+    ) -> tuple[_Chunk, dict[int, PictureError]]:
+        """Find out the id of each picture, and the embedding of each whose content is not in the table."""
+        stamps = [_stamp(path) for path in part.paths]
+        chunk = _Chunk(part, stamps, [None] * len(part), [None] * len(part))
+        there = self._table.find("path", part.paths, ("id", "path", "file_size", "modified_at")).to_pylist()
+        known = {(row["path"], row["file_size"], row["modified_at"]): row["id"] for row in there}
+        unread = []
+        for row, (path, stamp) in enumerate(zip(part.paths, stamps, strict=True)):
+            chunk.ids[row] = known.get((path, stamp.file_size, stamp.modified_at))
+            if chunk.ids[row] is None:
+                unread.append(row)
+        self._progress("adding", done + len(part) - len(unread), total)
+        failed: dict[int, PictureError] = {}
+        for start in range(0, len(unread), READ_PICTURES):
+            rows = unread[start : start + READ_PICTURES]
+            places = [(part.paths[row], part.names[row], encoder.image_size) for row in rows]
+            squares = {}
+            for row, reading in zip(rows, readers.map(_reading, places), strict=True):
+                if isinstance(reading, PictureError):
+                    failed[row] = reading
+                else:
+                    chunk.readings[row], squares[row] = reading
+                    chunk.ids[row] = chunk.contents[row] = chunk.readings[row].content_hash
+            self._encode(chunk, squares, encoder, failed)
+            self._progress("adding", done + len(part) - len(unread) + start + len(rows), total)
+        return chunk, failed
+
+    def _encode(
+        self,
+        chunk: _Chunk,
+        squares: Mapping[int, npt.NDArray[np.uint8]],
+        encoder: Encoder,
+        failed: dict[int, PictureError],
+    ) -> None:
+        """Embed each content once, unless the table has it."""
+        contents = {chunk.readings[row].content_hash for row in squares}
+        done = set(self._table.find("id", sorted(contents), ("id",))["id"].to_pylist()) | self._seen.keys()
+        new = [row for row in squares if chunk.readings[row].content_hash not in done]
+        if not new:
+            return
+        for row, embedding in zip(new, encoder.encode(np.stack([squares[row] for row in new])), strict=True):
+            if np.isfinite(embedding).all():
+                chunk.embeddings[row] = embedding
+            else:
+                name = chunk.sources.names[row]
+                failed[row] = PictureError(name, "the model gives it an embedding that is not finite")
+                chunk.ids[row] = None
+
+    def _store(self, chunk: _Chunk, failed: dict[int, PictureError]) -> AddReport:
+        """Commit a chunk: new rows in one commit, changed ones in another."""
+        rows = [row for row in self._first_come(chunk, failed) if chunk.ids[row] is not None]
+        ids = [str(chunk.ids[row]) for row in rows]
+        there = self._rows(ids, chunk)
+        new = [row for row in rows if chunk.ids[row] not in there]
+        added = self._insert(chunk, new) if new else 0
+        if added < len(new):
+            # Another process was faster with some of them: what it said of them may differ.
+            self._table.refresh()
+            there = self._rows(ids, chunk)
+        changed = [row for row in rows if chunk.ids[row] in there]
+        updated = self._update(chunk, changed, there)
+        unchanged = len(chunk.sources) - len(failed) - added - updated
+        return AddReport(added, updated, unchanged, tuple(failed[row] for row in sorted(failed)))
+
+    def _first_come(self, chunk: _Chunk, failed: dict[int, PictureError]) -> Iterator[int]:
+        for row, key in enumerate(chunk.ids):
+            if key is None:
+                continue
+            name, label = chunk.sources.names[row], chunk.sources.labels[row]
+            if key not in self._seen:
+                self._seen[key] = name, label
+                yield row
+            elif label is not None and label != self._seen[key][1]:
+                first, other = self._seen[key]
+                failed[row] = PictureError(name, f"same content as {first}, whose label is '{other}': one must go")
+
+    def _rows(self, ids: Sequence[str], chunk: _Chunk) -> dict[str, dict[str, Any]]:
+        found = self._table.find("id", ids, (*_SAID, *chunk.sources.metadata))
+        return {row["id"]: row for row in found.to_pylist()}
+
+    def _insert(self, chunk: _Chunk, new: Sequence[int]) -> int:
+        vectors = np.stack([chunk.embeddings[row] for row in new])
+        labels = [chunk.sources.labels[row] for row in new]
+        readings = [chunk.readings.get(row) for row in new]
+        stamps = [chunk.stamps[row] for row in new]
+        take = pa.array(new, pa.int64())
+        return self._table.insert(
+            {
+                "id": [chunk.ids[row] for row in new],
+                "path": [chunk.sources.paths[row] or None for row in new],
+                "content_hash": [chunk.contents[row] for row in new],
+                "label": labels,
+                **self._filing(vectors, labels),
+                "embedding": vectors,
+                "width": [reading and reading.width for reading in readings],
+                "height": [reading and reading.height for reading in readings],
+                "thumbnail": [reading and reading.thumbnail for reading in readings],
+                "perceptual_hash": [reading and reading.perceptual_hash for reading in readings],
+                "file_size": [stamp.file_size for stamp in stamps],
+                "modified_at": [stamp.modified_at for stamp in stamps],
+                "added_at": [datetime.now(UTC)] * len(new),
+                **{name: values.take(take) for name, values in chunk.sources.metadata.items()},
+            }
+        )
+
+    def _update(self, chunk: _Chunk, rows: Sequence[int], there: Mapping[str, Mapping[str, Any]]) -> int:
+        """Bring what the table says of known pictures up to what is said now; return how many that changed."""
+        said = {name: values.to_pylist() for name, values in chunk.sources.metadata.items()}
+        counted, changed = 0, []
+        for row in rows:
+            old = there[str(chunk.ids[row])]
+            new = dict(old)
+            new["path"] = chunk.sources.paths[row] or old["path"]
+            new["label"] = chunk.sources.labels[row] or old["label"]
+            new["filed_by"] = self._file_by
+            new["content_hash"] = chunk.contents[row] or old["content_hash"]
+            new |= {name: values[row] for name, values in said.items() if values[row] is not None}
+            counted += new != old
+            # A file that was only touched is none that changed, but the next add need not read it.
+            new["file_size"], new["modified_at"] = chunk.stamps[row].file_size, chunk.stamps[row].modified_at
+            if new != old:
+                changed.append((row, new))
+        if not changed:
+            return 0
+        vectors = self._vectors(chunk, [(row, new["id"]) for row, new in changed])
+        labels = [new["label"] for _, new in changed]
+        columns = {name: [new[name] for _, new in changed] for name in (*_SAID, *said)}
+        self._table.update({**columns, **self._filing(vectors, labels), "embedding": vectors})
+        return counted
+
+    def _vectors(self, chunk: _Chunk, rows: Sequence[tuple[int, str]]) -> npt.NDArray[np.float32]:
+        """The embeddings of known pictures, from the table unless they were given anew."""
+        stored = self._table.find("id", [key for row, key in rows if row not in chunk.embeddings], ("id", "embedding"))
+        vectors = np.asarray(stored["embedding"].combine_chunks().flatten()).reshape(len(stored), -1)
+        by_id = dict(zip(stored["id"].to_pylist(), vectors, strict=True))
+        return np.stack([chunk.embeddings[row] if row in chunk.embeddings else by_id[key] for row, key in rows])
+
+    def _filing(self, vectors: npt.NDArray[np.float32], labels: Sequence[str | None]) -> dict[str, Any]:
+        filing = file_vectors(vectors, self._anchors, labels if self._file_by == "label" else None)
+        return {
+            "anchor": [self._anchors.names[anchor] for anchor in filing.anchors],
+            "filed_by": [self._file_by] * len(vectors),
+            "rho": filing.rho,
+            "gap": filing.gap,
+        }
+
+    def _drop_replaced(self) -> None:
+        """Remove what stood at a path before, where the file there now holds another picture."""
+        paths, now = list(self._standing), self._standing
+        gone: list[str] = []
+        for start in range(0, len(paths), COMMIT_PICTURES):
+            there = self._table.find("path", paths[start : start + COMMIT_PICTURES], ("id", "path", "file_size"))
+            gone += [row["id"] for row in there.to_pylist() if row["file_size"] and now[row["path"]] != row["id"]]
+        if gone:
+            self._table.delete(pc.field("id").isin(gone))
+
+
+def read_for_gallery(source: str | bytes, size: int, *, name: str | None = None) -> Any:
+    """Read a picture as every picture of a gallery and every query is read, for an encoder of this size."""
+    return read_picture(source, name=name, at_least=max(size, LEAST_SIDE))
+
+
+def _reading(place: tuple[str, str, int]) -> tuple[_Reading, npt.NDArray[np.uint8]] | PictureError:
+    path, name, size = place
+    try:
+        picture = read_for_gallery(path, size, name=name)
+    except PictureError as error:
+        return error
+    image = picture.image
+    reading = _Reading(picture.content_hash, picture.width, picture.height, thumbnail(image), perceptual_hash(image))
+    return reading, square(image, size)
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def _stamp(path: str) -> _Stamp:
+    try:
+        state = Path(path).stat()
+    except OSError:
+        # Reading it will fail, and say why.
+        return _Stamp()
+    return _Stamp(state.st_size, datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, UTC))

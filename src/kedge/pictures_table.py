@@ -1,0 +1,275 @@
+"""PicturesTable: the Lance table of a gallery. Its columns, its writes, and what to say when they fail.
+
+Every write is one commit: after a kill at any instant the table holds all of it or nothing. Lance tells no reader and
+no writer about the others; writers of the same picture are kept apart by the mark on the column `id`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from lance.commit import CommitConflictError
+
+from kedge.errors import GalleryError, InputError, WorkError, nearest_name
+
+__all__ = ["METADATA_TYPES", "PicturesTable"]
+
+METADATA_TYPES = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
+
+# Without this mark on its schema two writers of one picture at the same instant store it twice.
+_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
+_RETRIES, _PATIENCE = 100, timedelta(minutes=5)
+# Small fragments are made into bigger ones a tier at a time, so that a picture is rewritten twice, not at every add.
+_TIERS, _MANY = (1024, 65536), 32
+# Readers and writers of other processes hold on to older versions for as long as one search or commit takes.
+_GRACE = timedelta(minutes=10)
+_LOST = re.compile(r"not found", re.IGNORECASE)
+_PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_FAILURES = (OSError, ValueError, RuntimeError, CommitConflictError)
+
+
+def _schema(dim: int) -> pa.Schema:
+    time = pa.timestamp("us", tz="UTC")
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False, metadata=_KEY),
+            pa.field("path", pa.string()),
+            pa.field("content_hash", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("anchor", pa.string(), nullable=False),
+            pa.field("filed_by", pa.string(), nullable=False),
+            pa.field("rho", pa.float32(), nullable=False),
+            pa.field("gap", pa.float32(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("thumbnail", pa.binary()),
+            pa.field("perceptual_hash", pa.int64()),
+            pa.field("file_size", pa.int64()),
+            pa.field("modified_at", time),
+            pa.field("added_at", time, nullable=False),
+        ]
+    )
+
+
+OWN_COLUMNS = tuple(_schema(1).names)
+
+
+class PicturesTable:
+    """One open version of the table; `refresh` goes on to the newest."""
+
+    def __init__(self, dataset: "lance.LanceDataset") -> None:
+        self._dataset = dataset
+
+    @classmethod
+    def create(cls, folder: Path, dim: int) -> Self:
+        """Make an empty table of d-dimensional embeddings."""
+        schema = _schema(dim)
+        with _writing("the gallery's table cannot be made"):
+            return cls(lance.write_dataset(schema.empty_table(), str(folder), schema=schema))
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the newest version; GalleryError when there is none that can be read."""
+        try:
+            return cls(lance.dataset(str(folder)))
+        except _FAILURES as error:
+            raise GalleryError(
+                f"{folder} cannot be read ({_reason(error)}): "
+                f"put the folder back from a backup, or create the gallery anew"
+            ) from error
+
+    @property
+    def version(self) -> int:
+        """Number of the open version."""
+        return int(self._dataset.version)
+
+    @property
+    def fragments(self) -> int:
+        """Number of files that the rows are spread over."""
+        return len(self._dataset.get_fragments())
+
+    @property
+    def metadata_columns(self) -> dict[str, pa.DataType]:
+        """The user's own columns and their types."""
+        return {field.name: field.type for field in self._dataset.schema if field.name not in OWN_COLUMNS}
+
+    def refresh(self) -> None:
+        """Go on to the newest version, also when another process wrote it."""
+        if self._dataset.latest_version != self._dataset.version:
+            self._dataset.checkout_latest()
+
+    def count(self, where: str | None = None) -> int:
+        """Return the number of rows, or of those that match an SQL filter."""
+        with self._filtering(where):
+            return int(self._dataset.count_rows(where))
+
+    def read(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> pa.Table:
+        """Return columns of all rows, or of those that match an SQL filter, in the table's order."""
+        with self._filtering(where):
+            return self._dataset.scanner(
+                columns=list(columns), filter=where, with_row_id=row_ids, scan_in_order=True
+            ).to_table()
+
+    def row_ids(self, where: str) -> npt.NDArray[np.uint64]:
+        """Return the numbers of the rows that match an SQL filter; they hold for the open version only."""
+        numbers: npt.NDArray[np.uint64] = self.read([], where, row_ids=True)["_rowid"].to_numpy()
+        return numbers
+
+    def find(self, column: str, values: Sequence[str], columns: Sequence[str]) -> pa.Table:
+        """Return columns of the rows whose `column` holds one of the values."""
+        if not values:
+            return self._dataset.schema.empty_table().select(list(columns))
+        chosen = pc.field(column).isin(list(values))
+        with self._filtering(None):
+            return self._dataset.scanner(columns=list(columns), filter=chosen).to_table()
+
+    def insert(self, rows: Mapping[str, Any]) -> int:
+        """Store rows whose id is not there yet, in one commit; return how many that were.
+
+        A column of `rows` is an Arrow array or a sequence; the user's columns that are not named stay null.
+        """
+        with _writing("the pictures cannot be stored"):
+            merge = self._dataset.merge_insert().when_not_matched_insert_all()
+            done = merge.conflict_retries(_RETRIES).retry_timeout(_PATIENCE).execute(self._table(rows, insert=True))
+        return int(done["num_inserted_rows"])
+
+    def update(self, rows: Mapping[str, Any]) -> int:
+        """Change the named columns of the rows with these ids, in one commit; return how many rows there were."""
+        with _writing("the pictures cannot be updated"):
+            merge = self._dataset.merge_insert().when_matched_update_all()
+            done = merge.conflict_retries(_RETRIES).retry_timeout(_PATIENCE).execute(self._table(rows, insert=False))
+        return int(done["num_updated_rows"])
+
+    def delete(self, chosen: "str | pc.Expression") -> int:
+        """Remove the rows that match an SQL filter or an Arrow expression; return how many that were."""
+        if isinstance(chosen, str):
+            self.count(chosen)
+        with _writing("the pictures cannot be removed"):
+            done = self._dataset.delete(chosen, conflict_retries=_RETRIES, retry_timeout=_PATIENCE)
+        return int(done["num_deleted_rows"])
+
+    def check_columns(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+        """Return the user's columns as the table would hold them; InputError for a name or type that it cannot hold."""
+        there, checked = self.metadata_columns, {}
+        taken = {name.lower(): name for name in (*OWN_COLUMNS, *there)}
+        for name, values in columns.items():
+            if not _NAME.fullmatch(name) or name.startswith("_row"):
+                raise InputError(f"'{name}' cannot be a column: a name is letters, digits and _, at most 64")
+            if taken.get(name.lower(), name) in OWN_COLUMNS or taken.get(name.lower(), name) != name:
+                raise InputError(f"the column '{taken[name.lower()]}' is there already: give '{name}' another name")
+            wanted = there.get(name) or _metadata_type(values.type)
+            try:
+                checked[name] = values.cast(wanted)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise InputError(
+                    f"the column '{name}' holds values of type {wanted}, some given are not ({_reason(error)}): "
+                    f"give such values or another name"
+                ) from error
+        return checked
+
+    def add_columns(self, columns: Mapping[str, pa.DataType]) -> None:
+        """Make columns that are not there yet; they are null in the rows that are."""
+        for _ in range(_RETRIES):
+            self.refresh()
+            missing = [pa.field(name, kind) for name, kind in columns.items() if name not in self.metadata_columns]
+            if not missing:
+                return
+            try:
+                with _writing("the columns cannot be made"):
+                    self._dataset.add_columns(pa.schema(missing))
+            except WorkError as error:
+                # Another process was faster, perhaps with the same column: look again.
+                if not isinstance(error.__cause__, CommitConflictError):
+                    raise
+        raise WorkError(f"other writers kept this one from making the columns {', '.join(columns)}: try again")
+
+    def tidy(self) -> None:
+        """Make many small fragments into few, where that pays; leave it to the next time when others are writing."""
+        try:
+            for rows in _TIERS:
+                sizes = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
+                if sum(size < rows for size in sizes) > _MANY:
+                    self._dataset.optimize.compact_files(target_rows_per_fragment=rows)
+                    self._dataset.cleanup_old_versions(older_than=_GRACE)
+        except _FAILURES:
+            self.refresh()
+
+    def compact(self) -> None:
+        """Make one fragment of many, drop removed rows and all older versions, and give back their space."""
+        with _writing("the gallery cannot be compacted now"):
+            self.refresh()
+            self._dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
+            self._dataset.cleanup_old_versions(older_than=timedelta(0))
+
+    def _table(self, rows: Mapping[str, Any], *, insert: bool) -> pa.Table:
+        count = len(rows["id"])
+        fields = [field for field in self._dataset.schema if insert or field.name in rows]
+        arrays = [
+            _array(rows[field.name], field.type) if field.name in rows else pa.nulls(count, field.type)
+            for field in fields
+        ]
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+    @contextmanager
+    def _filtering(self, where: str | None) -> Iterator[None]:
+        if where is not None and not where.strip():
+            raise InputError("the filter is empty: give a condition such as \"label = 'cat'\", or leave it out")
+        try:
+            yield
+        except _FAILURES as error:
+            text = _reason(error)
+            if where is None or "user input" not in str(error):
+                raise WorkError(f"the gallery cannot be read ({text}): open it again") from error
+            columns = ", ".join(self._dataset.schema.names)
+            unknown = re.search(r"No field named (\S+?)\.?(?=\s|$)", text)
+            if unknown:
+                name = unknown.group(1).strip('"')
+                near = nearest_name(name, self._dataset.schema.names)
+                raise GalleryError(f"no column '{name}'{near}; there are: {columns}") from error
+            raise GalleryError(f'the filter "{where}" cannot be used ({text}); columns are: {columns}') from error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Say whether a read failed because another process cleaned the open version away."""
+    return error.__cause__ is not None and bool(_LOST.search(str(error.__cause__)))
+
+
+@contextmanager
+def _writing(trouble: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        raise WorkError(f"{trouble} ({_reason(error)}): what was stored before is whole; try again") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The cause alone, without the places in Lance's sources."""
+    first = _PLACE.sub("", str(error)).splitlines()[0:1]
+    return (first[0] if first else type(error).__name__).removeprefix("Invalid user input: ")
+
+
+def _metadata_type(given: pa.DataType) -> pa.DataType:
+    if pa.types.is_boolean(given):
+        return pa.bool_()
+    if pa.types.is_integer(given):
+        return pa.int64()
+    return pa.float64() if pa.types.is_floating(given) else pa.string()
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.cast(kind)
+    return pa.array(values, kind)

@@ -1,0 +1,158 @@
+"""Sources: the list of pictures that somebody asks a gallery to add, with what is said of each.
+
+A list (CSV) has a column `path`, relative to the list's own folder, perhaps `label`, and any others, which become the
+gallery's own columns. A picture found in a folder is labelled by the folder it lies in; a picture named by itself or
+by a list says nothing of its label unless the list does.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+
+from kedge.errors import InputError, nearest_name
+from kedge.picture import find_pictures
+
+__all__ = ["Sources", "column_of", "list_sources", "read_list"]
+
+Labels = Literal["folder", "none"] | str | Path
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """n pictures to add: `names` as the user wrote them, absolute `paths` (empty: none), `labels` (None: none is said).
+
+    `metadata` holds the user's own columns, each an Arrow array of n values; null says nothing.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    metadata: Mapping[str, pa.Array]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def part(self, start: int, stop: int) -> "Sources":
+        """Return the pictures from `start` up to `stop`."""
+        return Sources(
+            self.names[start:stop],
+            self.paths[start:stop],
+            self.labels[start:stop],
+            {name: values[start:stop] for name, values in self.metadata.items()},
+        )
+
+
+@dataclass
+class _Source:
+    name: str
+    label: str | None
+    row: Mapping[str, Any]
+
+
+def list_sources(
+    paths: Sequence[str | Path], *, labels: Labels = "folder", metadata: Mapping[str, Any] | None = None
+) -> Sources:
+    """List the pictures of folders, files and lists, each path once; InputError when one of these is not there.
+
+    `labels` is "folder", "none", or a CSV of path,label, which then says all labels. `metadata` is said
+    of each picture.
+    """
+    found: dict[str, _Source] = {}
+    for path in paths:
+        for source in _found(path, by_folder=labels == "folder"):
+            found.setdefault(_absolute(source.name), source)
+    if labels == "none":
+        for source in found.values():
+            source.label = None
+    elif labels != "folder":
+        _label_by_list(found, Path(labels))
+    rows = [{**source.row, **(metadata or {})} for source in found.values()]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return Sources(
+        tuple(source.name for source in found.values()),
+        tuple(found),
+        tuple(source.label for source in found.values()),
+        {name: column_of(name, [row.get(name) for row in rows]) for name in columns},
+    )
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Read a CSV with a column `path`; the paths come back joined to the list's folder, empty labels as None."""
+    try:
+        texts = pa.csv.ConvertOptions(
+            column_types={"path": pa.string(), "label": pa.string()}, strings_can_be_null=True
+        )
+        table = pa.csv.read_csv(path, convert_options=texts)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read as a CSV ({reason}): give one with the columns path,label") from error
+    if "path" not in table.column_names:
+        raise InputError(
+            f"{path} has no column 'path', only {', '.join(table.column_names)}: name it in the first line"
+        )
+    # An empty text is a value, but an empty path or label is none.
+    rows = [row for row in table.to_pylist() if row["path"]]
+    for row in rows:
+        row["path"] = str(path.parent / row["path"])
+        if "label" in row:
+            row["label"] = row["label"] or None
+    return rows
+
+
+def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
+    if "://" in str(path):
+        raise InputError(f"{path} is not on this machine: copy the pictures to a folder here and add that")
+    place = Path(path)
+    if place.is_dir():
+        files = list(find_pictures(place))
+        if not files:
+            raise InputError(f"{place} holds no pictures: name a folder that does")
+        return [_Source(str(file), Path(_absolute(file)).parent.name if by_folder else None, {}) for file in files]
+    if not place.is_file():
+        raise InputError(f"no file or folder at {place}{_nearby(place)}: check the path")
+    if place.suffix.lower() != ".csv":
+        return [_Source(str(place), None, {})]
+    rows = read_list(place)
+    if not rows:
+        raise InputError(f"{place} lists no picture: give one path a line under the heading 'path'")
+    return [_Source(row.pop("path"), row.pop("label", None), row) for row in rows]
+
+
+def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"no file of labels at {path}: give 'folder', 'none' or a CSV with the columns path,label")
+    rows = read_list(path)
+    if rows and "label" not in rows[0]:
+        raise InputError(f"{path} has no column 'label': give a CSV with the columns path,label")
+    said = {_absolute(row.pop("path")): row for row in rows}
+    if found and not said.keys() & found.keys():
+        raise InputError(f"{path} names none of the pictures given: its paths are relative to {path.parent}")
+    for place, source in found.items():
+        row = said.get(place, {})
+        source.label = row.pop("label", None)
+        source.row = {**source.row, **row}
+
+
+def _absolute(path: str) -> str:
+    # Links are left as they are: a picture is labelled by the folder that it is found in.
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def column_of(name: str, values: Sequence[Any]) -> pa.Array:
+    """Return values, None where nothing is said, as an Arrow array; InputError when their kinds do not go together."""
+    try:
+        return values if isinstance(values, pa.Array) else pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"the column '{name}' mixes kinds of values: give numbers only, or texts only") from error
+
+
+def _nearby(path: Path) -> str:
+    try:
+        return nearest_name(path.name, [other.name for other in path.parent.iterdir()])
+    except OSError:
+        return ""

@@ -1,0 +1,132 @@
+"""Ready-made vectors: embeddings that somebody brings to a gallery instead of pictures, checked and given ids."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kedge.errors import InputError
+from kedge.model import Model
+from kedge.picture import content_hash
+from kedge.sources import Labels, Sources, column_of
+
+__all__ = ["ReadyMade", "check_vectors", "read_vectors", "ready_made"]
+
+# A vector of a model that ranks by cosine is unit length, up to rounding in half precision.
+_UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyMade:
+    """Checked embeddings, shape (n, dim) float32, what is said of each, and the id of each."""
+
+    sources: Sources
+    ids: tuple[str, ...]
+    vectors: npt.NDArray[np.float32]
+
+
+def check_vectors(vectors: npt.ArrayLike, model: Model) -> npt.NDArray[np.float32]:
+    """Return vectors as float32, shape (n, dim); InputError for what `model` cannot have made."""
+    given, dim = np.asarray(vectors), model.card.dim
+    if given.ndim != 2 or given.shape[1] != dim or given.dtype.kind not in "fiu":
+        raise InputError(
+            f"embeddings of shape (n, {dim}) are expected, not {given.shape} {given.dtype}: "
+            f"embed with the gallery's model ({model.fingerprint})"
+        )
+    with np.errstate(over="ignore"):
+        checked = np.ascontiguousarray(given, dtype=np.float32)
+    strange = ~np.isfinite(checked).all(axis=1)
+    if strange.any():
+        raise InputError(f"embedding {int(strange.argmax())} holds a number that is not finite: leave it out")
+    if model.card.distance == "cosine" and len(checked):
+        lengths = np.linalg.norm(checked, axis=1)
+        row = int(np.abs(lengths - 1.0).argmax())
+        if abs(lengths[row] - 1.0) > _UNIT_TOLERANCE:
+            raise InputError(
+                f"embedding {row} has length {lengths[row]:.4g}, and this gallery's model makes unit vectors: "
+                f"divide each embedding by its length, or embed with kedge.Encoder"
+            )
+    return checked
+
+
+def ready_made(
+    vectors: npt.ArrayLike,
+    model: Model,
+    *,
+    ids: Sequence[str] | None = None,
+    paths: Sequence[str | None] | None = None,
+    labels: Sequence[str | None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> ReadyMade:
+    """Check vectors and what is said of them. Without ids, one is known again by its path, else by its numbers."""
+    checked = check_vectors(vectors, model)
+    count = len(checked)
+    for name, values in {"ids": ids, "paths": paths, "labels": labels, **(metadata or {})}.items():
+        if values is not None and len(values) != count:
+            raise InputError(f"{count} embeddings were given with {len(values)} {name}: give one for each")
+    places = ("",) * count if paths is None else tuple(place or "" for place in paths)
+    if ids is None:
+        keys = tuple(content_hash(place.encode() or row.tobytes()) for place, row in zip(places, checked, strict=True))
+    else:
+        keys = tuple(ids)
+        _check_ids(keys)
+    said = (None,) * count if labels is None else tuple(label or None for label in labels)
+    columns = {name: column_of(name, values) for name, values in (metadata or {}).items()}
+    names = tuple(place or key for place, key in zip(places, keys, strict=True))
+    return ReadyMade(Sources(names, places, said, columns), keys, checked)
+
+
+def read_vectors(path: Path, model: Model, *, labels: Labels, metadata: Mapping[str, Any] | None) -> ReadyMade:
+    """Read a Parquet file with a column `embedding`, perhaps `id`, `path`, `label`, and the user's own."""
+    if not path.is_file():
+        raise InputError(f"no file at {path}: check the path")
+    if labels not in ("folder", "none"):
+        raise InputError(f"{path}: the labels of embeddings stand in the file's own column `label`, not in {labels}")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} cannot be read as Parquet ({error}): write it again") from error
+    columns = table.column_names
+    if "embedding" not in columns:
+        raise InputError(f"{path} has no column 'embedding', only {', '.join(columns)}: give one, or a CSV of paths")
+    given = {name: table[name].cast(pa.string()).to_pylist() for name in ("id", "path", "label") if name in columns}
+    own = {name: table[name].combine_chunks() for name in columns if name not in ("embedding", "id", "path", "label")}
+    own |= {name: [value] * len(table) for name, value in (metadata or {}).items()}
+    try:
+        return ready_made(
+            _matrix(table["embedding"], model.card.dim),
+            model,
+            ids=given.get("id"),
+            paths=given.get("path"),
+            labels=given.get("label") if labels == "folder" else None,
+            metadata=own,
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _matrix(column: pa.ChunkedArray, dim: int) -> npt.NDArray[Any]:
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise InputError(f"the column 'embedding' holds {kind}, lists of {dim} numbers are expected")
+    lengths = pc.list_value_length(column).unique().to_pylist()
+    if len(lengths) > 1 or None in lengths:
+        raise InputError(f"the embeddings have different lengths ({lengths[:5]}): give each {dim} numbers")
+    flat: npt.NDArray[Any] = pc.list_flatten(column).to_numpy()
+    return flat.reshape(len(column), lengths[0] if lengths else dim)
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for key in ids:
+        if not isinstance(key, str) or not key:
+            raise InputError(f"an id is a text, not {key!r}: give each embedding its own")
+        if key in seen:
+            raise InputError(f"the id '{key}' is given twice: give each embedding its own")
+        seen.add(key)
