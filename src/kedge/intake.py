@@ -294,7 +294,7 @@ class Intake:
     def _vectors(self, chunk: _Chunk, rows: Sequence[tuple[int, str]]) -> npt.NDArray[np.float32]:
         """The embeddings of known pictures, from the table unless they were given anew."""
         stored = self._table.find("id", [key for row, key in rows if row not in chunk.embeddings], ("id", "embedding"))
-        vectors = np.asarray(stored["embedding"].combine_chunks().flatten()).reshape(len(stored), -1)
+        vectors = np.asarray(stored["embedding"].combine_chunks().flatten()).reshape(-1, self._anchors.dim)
         by_id = dict(zip(stored["id"].to_pylist(), vectors, strict=True))
         return np.stack([chunk.embeddings[row] if row in chunk.embeddings else by_id[key] for row, key in rows])
 

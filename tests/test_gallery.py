@@ -1,0 +1,507 @@
+"""The gallery against plain Python lists and NumPy, and against kills, rivals and broken pictures."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kedge import intake
+from kedge.anchors import unit_length
+from kedge.errors import GalleryError, InputError, PictureError
+from kedge.filing import file_vectors
+from kedge.gallery import Gallery
+from models import colour_of, embed, make_model, projection
+
+CLASSES = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("models") / "model", classes=CLASSES)
+
+
+@pytest.fixture
+def gallery(tmp_path, model):
+    with Gallery.create(tmp_path / "gallery", model) as gallery:
+        yield gallery
+
+
+def picture(path, class_number, seed, size=20):
+    """A noisy picture near the class's colour, lossless."""
+    noise = np.random.default_rng(seed).integers(-40, 41, size=(size, size, 3))
+    pixels = np.clip(np.asarray(colour_of(class_number)) + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def folder_of(root, each=4, classes=CLASSES):
+    for number, name in enumerate(classes):
+        for seed in range(each):
+            picture(root / name / f"{seed}.png", number, 100 * number + seed)
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    return folder_of(tmp_path_factory.mktemp("pictures") / "photos")
+
+
+def counts(report):
+    return report.added, report.updated, report.unchanged, len(report.failed)
+
+
+def rows(gallery, *columns):
+    return gallery._table.read(columns).to_pylist()
+
+
+def unit_vectors(count, dim=16, seed=0):
+    return unit_length(np.random.default_rng(seed).normal(size=(count, dim)))
+
+
+# Making and opening
+
+
+def test_create_refuses_what_is_there(tmp_path, model):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(GalleryError, match="is there already"):
+        Gallery.create(tmp_path / "there", model)
+    with pytest.raises(GalleryError, match="not on this machine"):
+        Gallery.create("s3://bucket/gallery", model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+
+
+def test_a_failed_create_leaves_nothing(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("kedge.gallery.PicturesTable.create", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(GalleryError, match="disk full"):
+        Gallery.create(tmp_path / "gallery", model)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["gallery.json", "model", "pictures.lance"])
+def test_a_half_gallery_is_refused(tmp_path, model, part):
+    Gallery.create(tmp_path / "gallery", model).close()
+    gone = tmp_path / "gallery" / part
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(GalleryError, match=f"no whole gallery: {part} missing"):
+        Gallery.open(tmp_path / "gallery")
+
+
+def test_other_galleries_that_cannot_be_opened(tmp_path, model):
+    with pytest.raises(GalleryError, match=r"no gallery at .*kedge create"):
+        Gallery.open(tmp_path / "nothing")
+    place = tmp_path / "gallery"
+    Gallery.create(place, model).close()
+    card = json.loads((place / "gallery.json").read_text())
+    (place / "gallery.json").write_text(json.dumps({**card, "format_version": 99}))
+    with pytest.raises(GalleryError, match="update Kedge"):
+        Gallery.open(place)
+    (place / "gallery.json").write_text("{")
+    with pytest.raises(GalleryError, match="cannot be read"):
+        Gallery.open(place)
+    (place / "gallery.json").write_text(json.dumps(card))
+    shutil.rmtree(place / "model")
+    other = make_model(place / "model", classes=CLASSES, seed=1)
+    with pytest.raises(GalleryError, match=f"made with model {model.fingerprint}, .* holds {other.fingerprint}"):
+        Gallery.open(place)
+    (place / "model" / "encoder.onnx").unlink()
+    with pytest.raises(GalleryError, match="model cannot be read"):
+        Gallery.open(place)
+    shutil.rmtree(place / "model")
+    shutil.copytree(model.folder, place / "model")
+    shutil.rmtree(place / "pictures.lance" / "_versions")
+    with pytest.raises(GalleryError, match=r"pictures\.lance cannot be read"):
+        Gallery.open(place)
+
+
+# Adding
+
+
+def test_a_folder_is_added_labelled_and_filed(gallery, model, photos):
+    report = gallery.add(photos)
+    assert counts(report) == (12, 0, 0, 0)
+    stored = gallery._table.read(["id", "path", "label", "anchor", "filed_by", "rho", "gap", "embedding", "thumbnail"])
+    assert {Path(row["path"]).parent.name for row in stored.to_pylist()} == set(CLASSES)
+    anchors = model.search_anchors.vectors.astype(np.float64)
+    for row in stored.to_pylist():
+        pixels = np.asarray(Image.open(row["path"]))[2:18, 2:18]  # 20 pixels to 16 goes by resizing, so only near
+        near = unit_length(embed(pixels[None], projection(16)))[0]
+        assert np.linalg.norm(near - row["embedding"]) < 0.1
+        distances = [np.linalg.norm(np.asarray(row["embedding"]) - anchor) for anchor in anchors]
+        assert row["anchor"] == row["label"] == Path(row["path"]).parent.name == CLASSES[np.argmin(distances)]
+        assert row["rho"] == pytest.approx(min(distances), rel=1e-5)
+        assert row["gap"] > 0
+        assert row["thumbnail"].startswith(b"\xff\xd8")
+    assert gallery.thumbnails([stored["id"][0].as_py(), "nobody"]).keys() == {stored["id"][0].as_py()}
+    told = gallery.info()
+    assert (told["kind"], told["pictures"], told["anchors"], told["dim"]) == ("gallery", 12, 3, 16)
+    assert told["labels"] == {"blue": 4, "green": 4, "red": 4}
+    assert told["model"]["fingerprint"] == model.fingerprint
+
+
+def test_the_same_again_adds_nothing(gallery, photos, monkeypatch):
+    gallery.add(photos)
+    version = gallery._table.version
+    assert counts(gallery.add(photos)) == (0, 0, 12, 0)
+    assert gallery._table.version == version
+    # Without reading the files again.
+    monkeypatch.setattr(intake, "read_picture", lambda *_, **__: pytest.fail("was read again"))
+    assert counts(gallery.add(photos)) == (0, 0, 12, 0)
+
+
+def test_another_path_or_label_updates_the_row(gallery, tmp_path):
+    first = picture(tmp_path / "a" / "1.png", 0, 1)
+    gallery.add(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    moved = first.rename(tmp_path / "b" / "renamed.png")
+    assert counts(gallery.add(moved)) == (0, 1, 0, 0)
+    assert rows(gallery, "path", "label") == [{"path": str(moved), "label": "a"}]  # nothing was said of the label
+    (tmp_path / "labels.csv").write_text("path,label\nb/renamed.png,green\n")
+    assert counts(gallery.add(moved, labels=tmp_path / "labels.csv")) == (0, 1, 0, 0)
+    assert counts(gallery.add(moved, labels=str(tmp_path / "labels.csv"))) == (0, 0, 1, 0)
+    assert counts(gallery.add(moved, labels="none")) == (0, 0, 1, 0)
+    assert rows(gallery, "label", "anchor", "filed_by") == [{"label": "green", "anchor": "red", "filed_by": "nearest"}]
+    assert counts(gallery.add(moved, labels=tmp_path / "labels.csv", file_by="label")) == (0, 1, 0, 0)
+    (row,) = rows(gallery, "anchor", "filed_by", "rho", "gap", "embedding")
+    vector = np.asarray(row["embedding"])[None]
+    filing = file_vectors(vector, gallery.model.search_anchors, ["green"])
+    assert (row["anchor"], row["filed_by"], row["rho"]) == ("green", "label", pytest.approx(filing.rho[0]))
+    assert row["gap"] == pytest.approx(filing.gap[0])
+    assert row["gap"] < 0
+
+
+def test_a_touched_file_is_unchanged_and_then_not_read(gallery, tmp_path, monkeypatch):
+    path = picture(tmp_path / "a" / "1.png", 0, 1)
+    gallery.add(path)
+    os.utime(path, (1e9, 1e9))
+    assert counts(gallery.add(path)) == (0, 0, 1, 0)
+    monkeypatch.setattr(intake, "read_picture", lambda *_, **__: pytest.fail("was read again"))
+    assert counts(gallery.add(path)) == (0, 0, 1, 0)
+
+
+def test_a_file_with_another_picture_replaces_the_row(gallery, tmp_path):
+    path = picture(tmp_path / "a" / "1.png", 0, 1)
+    gallery.add(path)
+    picture(path, 1, 2)
+    assert counts(gallery.add(path)) == (1, 0, 0, 0)
+    assert rows(gallery, "anchor") == [{"anchor": "green"}]
+
+
+def test_copies_are_stored_once_and_adding_them_again_changes_nothing(gallery, tmp_path):
+    first = picture(tmp_path / "a" / "1.png", 0, 1)
+    shutil.copy2(first, tmp_path / "a" / "2.png")
+    (tmp_path / "b").mkdir()
+    shutil.copy2(first, tmp_path / "b" / "3.png")
+    report = gallery.add(tmp_path / "a", tmp_path / "b")
+    assert counts(report) == (1, 0, 1, 1)
+    assert "same content as" in report.failed[0].reason
+    assert "'a'" in report.failed[0].reason
+    assert counts(gallery.add(tmp_path / "a")) == (0, 0, 2, 0)
+    assert rows(gallery, "path") == [{"path": str(first)}]
+
+
+def test_broken_pictures_are_left_out_and_named(gallery, tmp_path):
+    root = folder_of(tmp_path / "photos", each=1)
+    (root / "red" / "empty.png").write_bytes(b"")
+    (root / "red" / "text.jpg").write_text("no picture")
+    whole = picture(tmp_path / "whole.png", 0, 5).read_bytes()
+    (root / "red" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "list.csv").write_text("path\nwhole.png\nabsent.png\n")
+    report = gallery.add(root, tmp_path / "list.csv")
+    assert counts(report) == (4, 0, 0, 4)
+    assert {Path(error.path).name for error in report.failed} == {"empty.png", "text.jpg", "cut.png", "absent.png"}
+    assert all(isinstance(error, PictureError) and error.reason for error in report.failed)
+    assert gallery.count() == 4
+
+
+def test_a_list_gives_labels_and_columns(gallery, tmp_path):
+    folder_of(tmp_path / "photos", each=1)
+    (tmp_path / "list.csv").write_text("path,label,price,shop\nphotos/red/0.png,007,1.5,it's\nphotos/blue/0.png,,2,\n")
+    assert counts(gallery.add(tmp_path / "list.csv", metadata={"season": 3})) == (2, 0, 0, 0)
+    assert gallery.count("price > 1.7") == 1
+    assert gallery.count("shop = 'it''s' AND season = 3 AND label = '007'") == 1
+    assert gallery.count("label IS NULL") == 1
+    assert counts(gallery.add(tmp_path / "list.csv", metadata={"season": 4})) == (0, 2, 0, 0)
+    assert counts(gallery.add(tmp_path / "list.csv")) == (0, 0, 2, 0)
+    assert gallery.count("season = 4") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ([], {}, "nothing to add"),
+        (["photos", "nowhere"], {}, "no file or folder at"),
+        (["photos", "empty"], {}, "holds no pictures"),
+        (["photos"], {"labels": "labels.csv"}, "no file of labels at"),
+        (["photos"], {"file_by": "label"}, "no anchor is called 'purple'"),
+        (["photos"], {"file_by": "label", "labels": "none"}, "4 of 4 pictures have no label"),
+        (["photos"], {"file_by": "size"}, "'nearest' or 'label'"),
+        (["photos"], {"metadata": {"Anchor": 1}}, "'anchor' is there already"),
+        (["photos"], {"metadata": {"a b": 1}}, "cannot be a column"),
+        (["photos", "s3://bucket/pictures"], {}, "not on this machine"),
+        (["photos", "bad.csv"], {}, "no column 'path'"),
+        (["photos", "no.parquet"], {}, "no column 'embedding'"),
+        (["photos", "short.parquet"], {}, r"embeddings of shape \(n, 16\)"),
+    ],
+)
+def test_a_wrong_add_changes_nothing(gallery, tmp_path, monkeypatch, arguments, options, message):
+    folder_of(tmp_path / "photos", each=1, classes=(*CLASSES, "purple"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.csv").write_text("file\nphotos/red/0.png\n")
+    pq.write_table(pa.table({"path": ["a"]}), tmp_path / "no.parquet")
+    pq.write_table(pa.table({"embedding": [[1.0, 0.0]]}), tmp_path / "short.parquet")
+    monkeypatch.chdir(tmp_path)
+    version = gallery._table.version
+    with pytest.raises(InputError, match=message):
+        gallery.add(*arguments, **options)
+    gallery._table.refresh()
+    assert gallery._table.version == version
+
+
+def test_progress_reaches_the_whole(gallery, photos):
+    calls = []
+    gallery.add(photos, progress=lambda *call: calls.append(call))
+    assert calls[-1][1:] == (12, 12)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+# Ready-made vectors
+
+
+def test_vectors_are_added_found_and_updated(gallery, tmp_path):
+    vectors = unit_vectors(50)
+    names = [f"v{row}" for row in range(50)]
+    assert counts(gallery.add_vectors(vectors, ids=names, labels=["x"] * 50, metadata={"row": range(50)})) == (
+        50,
+        0,
+        0,
+        0,
+    )
+    assert counts(gallery.add_vectors(vectors, ids=names)) == (0, 0, 50, 0)
+    assert counts(gallery.add_vectors(vectors[:5], ids=names[:5], labels=["y"] * 5)) == (0, 5, 0, 0)
+    assert counts(gallery.add_vectors(-vectors[:2], ids=names[:2])) == (0, 2, 0, 0)
+    assert gallery.search_vectors(-vectors[:1], 1, "exact")[0].hits[0].id == "v0"
+    assert gallery.count("row < 10 AND label = 'y'") == 5
+    pq.write_table(
+        pa.table({"embedding": list(unit_vectors(3, seed=9)), "path": ["a", "b", "c"]}), tmp_path / "v.parquet"
+    )
+    assert counts(gallery.add(tmp_path / "v.parquet", metadata={"row": -1})) == (3, 0, 0, 0)
+    assert counts(gallery.add(tmp_path / "v.parquet")) == (0, 0, 3, 0)
+    assert gallery.count("path IN ('a', 'c') AND row = -1") == 2
+
+
+@pytest.mark.parametrize(
+    ("vectors", "options", "message"),
+    [
+        (unit_vectors(3, dim=8), {}, r"shape \(n, 16\)"),
+        (unit_vectors(3)[0], {}, r"shape \(n, 16\)"),
+        (unit_vectors(3) * [[1], [np.nan], [1]], {}, "embedding 1 holds a number that is not finite"),
+        (unit_vectors(3).astype(np.float64) * 1e300, {}, "not finite"),
+        (unit_vectors(3) * [[1], [1], [1.01]], {}, "embedding 2 has length 1.01.*divide"),
+        (unit_vectors(3), {"ids": ["a", "b", "a"]}, "'a' is given twice"),
+        (unit_vectors(3), {"ids": ["a", "b"]}, "with 2 ids"),
+        (unit_vectors(3), {"labels": ["red", "blue", "grey"], "file_by": "label"}, "no anchor is called 'grey'"),
+        (unit_vectors(3), {"metadata": {"column": [1, "a", 2]}}, "mixes kinds"),
+    ],
+)
+def test_wrong_vectors_are_refused(gallery, vectors, options, message):
+    with pytest.raises(InputError, match=message):
+        gallery.add_vectors(vectors, **options)
+    assert gallery.count() == 0
+
+
+# Searching
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1000), count=st.integers(1, 60), k=st.integers(1, 70), where=st.booleans())
+def test_exact_search_equals_exhaustive(tmp_path_factory, model, seed, count, k, where):
+    vectors, queries = unit_vectors(count, seed=seed), unit_vectors(3, seed=seed + 1)
+    even = np.arange(count) % 2 == 0
+    with Gallery.create(tmp_path_factory.mktemp("exact") / "gallery", model) as gallery:
+        gallery.add_vectors(vectors, ids=[str(row) for row in range(count)], labels=np.where(even, "a", "b").tolist())
+        for probes in ("exact", 1):
+            results = gallery.search_vectors(queries, k, probes, where="label = 'a'" if where else None)
+            for query, result in zip(queries, results, strict=True):
+                distances = np.linalg.norm(query.astype(np.float64) - vectors, axis=1)
+                expected = np.sort(distances[even] if where else distances)[:k]
+                found = [hit.distance for hit in result.hits]
+                # Whatever is probed, there are k hits as long as k match.
+                assert len(found) == len(expected)
+                assert [distances[int(hit.id)] for hit in result.hits] == pytest.approx(found, abs=1e-5)
+                if probes == "exact":
+                    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_picture_finds_itself_however_it_is_given(gallery, photos):
+    gallery.add(photos)
+    path = photos / "green" / "2.png"
+    for query in (path, str(path), path.read_bytes(), Image.open(path)):
+        result = gallery.search(query, k=4)
+        assert result.hits[0].path == str(path)
+        assert result.hits[0].distance == pytest.approx(0, abs=1e-4)
+        assert [hit.rank for hit in result.hits] == [1, 2, 3, 4]
+        assert {hit.label for hit in result.hits} == {"green"}
+        assert result.probed == ("green",)
+        assert 0 < result.scanned_share <= 1
+    assert gallery.search(path).query == str(path)
+    both = gallery.search_many([path, photos / "red" / "0.png"], k=1)
+    assert [result.hits[0].label for result in both] == ["green", "red"]
+
+
+def test_a_filter_gives_k_hits_wherever_they_are_filed(gallery, photos):
+    gallery.add(photos)
+    result = gallery.search(photos / "red" / "0.png", k=3, where="label = 'blue'")
+    assert [hit.label for hit in result.hits] == ["blue"] * 3
+    assert gallery.search(photos / "red" / "0.png", k=3, where="label = 'nobody'").hits == ()
+    assert len(gallery.search(photos / "red" / "0.png", k=50).hits) == 12
+    assert {hit.label for hit in gallery.search(photos / "red" / "0.png", where="anchor = 'green'").hits} == {"green"}
+
+
+def test_a_wrong_search_says_what_there_is(gallery, photos):
+    query = photos / "red" / "0.png"
+    assert gallery.search(query).hits == ()
+    gallery.add(photos)
+    with pytest.raises(GalleryError, match=r"no column 'lable' \(did you mean 'label'\?\); there are: id, path"):
+        gallery.search(query, where="lable = 'red'")
+    with pytest.raises(GalleryError, match="cannot be used"):
+        gallery.search(query, where="label ===")
+    for wrong in ({"where": " "}, {"k": 0}, {"probes": 0}, {"probes": "all"}, {"order": "size"}):
+        with pytest.raises(InputError):
+            gallery.search(query, **wrong)
+    with pytest.raises(InputError, match="shape"):
+        gallery.search_vectors(unit_vectors(2, dim=3))
+    with pytest.raises(PictureError):
+        gallery.search(photos / "absent.png")
+
+
+# Removing
+
+
+def test_pictures_are_removed_and_can_come_back(gallery, photos):
+    gallery.add(photos)
+    some = [row["id"] for row in rows(gallery, "id")][:2]
+    for wrong in ({}, {"ids": some, "where": "true"}, {"where": ""}, {"ids": [*some, "nobody"]}):
+        with pytest.raises(InputError):
+            gallery.remove(**wrong)
+    assert gallery.count() == 12
+    assert gallery.remove(some) == 2
+    green = gallery.count("label = 'green'")
+    assert gallery.remove(where="label = 'green'") == green
+    assert gallery.count() == 10 - green
+    assert not {hit.id for hit in gallery.search(photos / "red" / "0.png").hits} & set(some)
+    gallery.remove(where="true")
+    assert gallery.count() == 0
+    assert gallery.search(photos / "red" / "0.png").hits == ()
+    gallery.compact()
+    assert counts(gallery.add(photos)) == (12, 0, 0, 0)
+    assert len(gallery.search(photos / "red" / "0.png").hits) == 12
+
+
+def test_compacting_gives_space_back_and_changes_no_answer(gallery):
+    vectors = unit_vectors(2000)
+    gallery.add_vectors(vectors, ids=[str(row) for row in range(2000)], metadata={"row": range(2000)})
+    gallery.remove(where="row >= 1000")
+    before = gallery.search_vectors(vectors[:5], 10, "exact")
+    size = sum(file.stat().st_size for file in gallery.folder.rglob("*.lance"))
+    gallery.compact()
+    assert sum(file.stat().st_size for file in gallery.folder.rglob("*.lance")) < 0.7 * size
+    after = gallery.search_vectors(vectors[:5], 10, "exact")
+    assert [[hit.id for hit in result.hits] for result in after] == [
+        [hit.id for hit in result.hits] for result in before
+    ]
+
+
+def test_many_small_adds_leave_few_fragments(gallery):
+    vectors = unit_vectors(80)
+    for row in range(80):
+        gallery.add_vectors(vectors[row : row + 1])
+    assert gallery.count() == 80
+    assert gallery._table.fragments <= 35
+
+
+# Others at work
+
+ADD = """
+import sys
+from kedge import intake
+from kedge.gallery import Gallery
+intake.COMMIT_PICTURES = int(sys.argv[3])
+with Gallery.open(sys.argv[1]) as gallery:
+    print("open", flush=True)
+    report = gallery.add(sys.argv[2], progress=lambda stage, done, total: print(done, flush=True))
+    print(report.added, report.updated, report.unchanged, len(report.failed))
+"""
+
+
+def adding(gallery, photos, commit):
+    command = [sys.executable, "-c", ADD, str(gallery.folder), str(photos), str(commit)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_gallery_killed_while_adding_holds_whole_pictures_and_is_completed(gallery, tmp_path):
+    root = folder_of(tmp_path / "photos", each=100)
+    for instant in (1, 60, 150):
+        process = adding(gallery, root, commit=10)
+        for line in process.stdout:
+            if line.strip().isdigit() and int(line) >= instant:
+                break
+        time.sleep(random.Random(instant).uniform(0, 0.03))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        with Gallery.open(gallery.folder) as opened:
+            stored = rows(opened, "id", "path", "label", "embedding", "thumbnail")
+            assert instant - 20 <= len(stored) < 300
+            assert len({row["id"] for row in stored}) == len(stored)
+            for row in stored:
+                assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-4)
+                assert row["thumbnail"].startswith(b"\xff\xd8")
+                assert row["label"] == Path(row["path"]).parent.name
+            if stored:
+                assert opened.search(stored[0]["path"], k=1).hits[0].id == stored[0]["id"]
+    report = gallery.add(root)
+    assert (report.added + report.unchanged, report.updated, report.failed) == (300, 0, ())
+    assert report.unchanged == len(stored)
+    assert gallery.count() == 300
+
+
+def test_two_writers_of_the_same_pictures_store_each_once(gallery, tmp_path):
+    root = folder_of(tmp_path / "photos", each=20)
+    processes = [adding(gallery, root, commit=7) for _ in range(2)]
+    reports = []
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        reports.append([int(number) for number in output.splitlines()[-1].split()])
+    assert gallery.count() == 60
+    assert len({row["id"] for row in rows(gallery, "id")}) == 60
+    assert sum(report[0] for report in reports) == 60
+    assert all(sum(report) == 60 and report[1] == report[3] == 0 for report in reports)
+
+
+def test_what_others_commit_is_seen(gallery, photos):
+    query = photos / "red" / "0.png"
+    with Gallery.open(gallery.folder) as other:
+        assert gallery.search(query).hits == ()
+        other.add(photos)
+        assert gallery.count() == 12
+        assert len(gallery.search(query).hits) == 12
+        other.remove(where="label = 'blue'")
+        other.compact()
+        assert len(gallery.search(query).hits) == 8
+        assert {hit.label for hit in gallery.search(query, where="label <> 'red'").hits} == {"green"}
