@@ -35,14 +35,16 @@ def file_vectors(
 
     A label without an anchor raises InputError. Distances are worked out in float64.
     """
-    buckets = anchors.nearest(vectors) if labels is None else _labelled(labels, anchors)
     count = len(vectors)
+    buckets = np.zeros(count, dtype=np.int64) if labels is None else _labelled(labels, anchors)
     rho, gap = np.zeros(count, dtype=np.float32), np.full(count, np.inf, dtype=np.float32)
     between = np.sqrt(squared_distances(anchors.vectors, anchors.vectors))  # (anchors, anchors)
     np.fill_diagonal(between, 0.0)
     for start in range(0, count, _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
         squared = squared_distances(vectors[rows], anchors.vectors)  # (block, anchors)
+        if labels is None:
+            buckets[rows] = squared.argmin(axis=1)
         own = np.take_along_axis(squared, buckets[rows, None], axis=1)
         apart = between[buckets[rows]]  # (block, anchors)
         # Nothing divides a picture's own anchor from itself, or from one that lies on it.

@@ -235,7 +235,7 @@ class Intake:
                 yield row
             elif label is not None and label != self._seen[key][1]:
                 first, other = self._seen[key]
-                failed[row] = PictureError(name, f"same content as {first}, whose label is '{other}': one must go")
+                failed[row] = PictureError(name, f"same content as {first}, whose label is '{other}': remove one of them")
 
     def _rows(self, ids: Sequence[str], chunk: _Chunk) -> dict[str, dict[str, Any]]:
         found = self._table.find("id", ids, (*_SAID, *chunk.sources.metadata))

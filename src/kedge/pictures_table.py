@@ -5,7 +5,7 @@ no writer about the others; writers of the same picture are kept apart by the ma
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -139,15 +139,13 @@ class PicturesTable:
         A column of `rows` is an Arrow array or a sequence; the user's columns that are not named stay null.
         """
         with _writing("the pictures cannot be stored"):
-            merge = self._dataset.merge_insert().when_not_matched_insert_all()
-            done = merge.conflict_retries(_RETRIES).retry_timeout(_PATIENCE).execute(self._table(rows, insert=True))
+            done = self._merge(rows, lambda merge: merge.when_not_matched_insert_all(), whole=True)
         return int(done["num_inserted_rows"])
 
     def update(self, rows: Mapping[str, Any]) -> int:
         """Change the named columns of the rows with these ids, in one commit; return how many rows there were."""
         with _writing("the pictures cannot be updated"):
-            merge = self._dataset.merge_insert().when_matched_update_all()
-            done = merge.conflict_retries(_RETRIES).retry_timeout(_PATIENCE).execute(self._table(rows, insert=False))
+            done = self._merge(rows, lambda merge: merge.when_matched_update_all(), whole=False)
         return int(done["num_updated_rows"])
 
     def delete(self, chosen: "str | pc.Expression") -> int:
@@ -211,9 +209,24 @@ class PicturesTable:
             self._dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
             self._dataset.cleanup_old_versions(older_than=timedelta(0))
 
-    def _table(self, rows: Mapping[str, Any], *, insert: bool) -> pa.Table:
+    def _merge(self, rows: Mapping[str, Any], kind: Callable[[Any], Any], *, whole: bool) -> Mapping[str, int]:
+        for _ in range(_RETRIES):
+            source = self._source(rows, whole=whole)
+            merge = kind(self._dataset.merge_insert()).conflict_retries(_RETRIES).retry_timeout(_PATIENCE)
+            try:
+                done: Mapping[str, int] = merge.execute(source)
+                return done
+            except _FAILURES as error:
+                before = self.version
+                self.refresh()
+                # The version this was based on is gone: another process compacted. The newest has the same pictures.
+                if self.version == before or not _LOST.search(str(error)):
+                    raise
+        raise WorkError("the gallery was compacted again and again meanwhile: compact it while nobody adds")
+
+    def _source(self, rows: Mapping[str, Any], *, whole: bool) -> pa.Table:
         count = len(rows["id"])
-        fields = [field for field in self._dataset.schema if insert or field.name in rows]
+        fields = [field for field in self._dataset.schema if whole or field.name in rows]
         arrays = [
             _array(rows[field.name], field.type) if field.name in rows else pa.nulls(count, field.type)
             for field in fields

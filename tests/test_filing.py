@@ -1,0 +1,46 @@
+"""Filing against the formulas, one picture and one anchor at a time in float64."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kedge.anchors import Anchors
+from kedge.errors import InputError
+from kedge.filing import file_vectors
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(0, 8), classes=st.integers(1, 5), labelled=st.booleans())
+def test_rho_and_gap_are_what_their_formulas_say(seed, count, classes, labelled):
+    draw = np.random.default_rng(seed)
+    points, vectors = draw.normal(size=(classes, 3)).astype(np.float32), draw.normal(size=(count, 3)).astype(np.float32)
+    anchors = Anchors(tuple(f"class {row}" for row in range(classes)), points)
+    labels = [f"class {row}" for row in draw.integers(0, classes, size=count)] if labelled else None
+    filing = file_vectors(vectors, anchors, labels)
+    for row, vector in enumerate(vectors.astype(np.float64)):
+        distances = [float(np.linalg.norm(vector - point)) for point in points.astype(np.float64)]
+        own = int(labels[row].split()[1]) if labels else distances.index(min(distances))
+        assert filing.anchors[row] == own
+        assert filing.rho[row] == pytest.approx(distances[own], rel=1e-5)
+        gaps = [
+            (distances[other] ** 2 - distances[own] ** 2) / (2 * np.linalg.norm(points[other] - points[own]))
+            for other in range(classes)
+            if other != own
+        ]
+        assert filing.gap[row] == pytest.approx(min(gaps, default=np.inf), rel=1e-4, abs=1e-5)
+
+
+def test_by_hand():
+    anchors = Anchors(("left", "right", "right too"), np.asarray([[-1, 0], [3, 0], [3, 0]], dtype=np.float32))
+    filing = file_vectors(np.asarray([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32), anchors)
+    assert filing.anchors.tolist() == [0, 1]
+    assert filing.rho.tolist() == [1, 4]
+    # The plane between them stands at 1: the first lies 1 before it, the second 2 beyond. Equal anchors have no plane.
+    assert filing.gap.tolist() == [1, 2]
+    assert file_vectors(np.asarray([[0.0, 0.0]]), anchors, ["right"]).gap.tolist() == [-1]
+
+
+def test_labels_without_an_anchor_are_named():
+    anchors = Anchors(("cat", "dog"), np.eye(2, dtype=np.float32))
+    with pytest.raises(InputError, match=r"no anchor is called 'bird', 'fish'; the model has 2 \(cat, dog\)"):
+        file_vectors(np.zeros((3, 2)), anchors, ["fish", "cat", "bird"])
