@@ -18,7 +18,7 @@ from kedge.augmentation import Augmentation
 from kedge.config import TrainingConfig
 from kedge.datasets import Dataset, Split, load_dataset
 from kedge.errors import ConfigError, DatasetError, InputError, ModelError, PictureError
-from kedge.evaluation import Report, evaluate_dataset, evaluate_vectors
+from kedge.evaluation import evaluate_dataset, exhaustive_map
 from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model
@@ -108,7 +108,6 @@ def train(
     distance, scores = _choose_distance(
         resolved,
         unit_vectors,
-        anchors_for("cosine"),
         validation_vectors,
         validation_pictures.labels.numpy(),
         vectors,
@@ -264,7 +263,6 @@ def _encode(function: Any, pixels: Tensor) -> Tensor:
 def _choose_distance(
     settings: TrainingConfig,
     unit_vectors: bool,
-    anchors: Anchors,
     queries: npt.NDArray[np.float32],
     query_labels: npt.NDArray[np.int64],
     gallery: npt.NDArray[np.float32],
@@ -273,10 +271,8 @@ def _choose_distance(
     """Return the distance with the better mAP of validation queries in the training pictures, and both figures."""
     if not len(queries):
         return ("cosine" if settings.distance == "auto" else settings.distance), {}
-    report: Report = evaluate_vectors(
-        queries, query_labels, gallery, gallery_labels, anchors, classes=anchors.names, distance="cosine", probes=()
-    )
-    figures: dict[Distance, float] = {name: report.figures("exhaustive", name).map for name in ("l2", "cosine")}
+    measures: tuple[Distance, ...] = ("l2", "cosine")
+    figures = {name: exhaustive_map(queries, query_labels, gallery, gallery_labels, name) for name in measures}
     scores = {"validation": {f"map_{name}": round(value, 4) for name, value in figures.items()}}
     if settings.distance != "auto":
         return settings.distance, scores

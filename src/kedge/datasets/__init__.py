@@ -1,0 +1,64 @@
+"""Labelled pictures: published sets by name, folders and lists, divided into splits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kedge.datasets.dataset import Dataset, Decoded, Listing, Split, SplitName, divide
+from kedge.datasets.folder import list_folder
+from kedge.datasets.published import PUBLISHED, cache_folder
+from kedge.datasets.table import list_table, read_columns
+from kedge.errors import DatasetError, nearest_name
+
+__all__ = [
+    "PUBLISHED",
+    "Dataset",
+    "Decoded",
+    "Listing",
+    "Split",
+    "SplitName",
+    "cache_folder",
+    "load_dataset",
+    "read_columns",
+]
+
+
+def load_dataset(
+    data: str | Path,
+    *,
+    seed: int = 0,
+    shots: int | None = None,
+    max_classes: int | None = None,
+    validation_share: float = 0.1,
+    membership: Mapping[str, SplitName] | None = None,
+) -> Dataset:
+    """Load labelled pictures by a published set's name, or from a folder or a CSV or Parquet list.
+
+    A source without splits is divided by `seed`: a fifth of each class to test on. `validation_share` of the training
+    pictures is held out to validate on, unless the source says which. `shots` draws that many training pictures a
+    class. `max_classes` takes the first classes in sorted order. `membership` says, by content hash, which split a
+    picture was in before, and goes over everything else. Raises DatasetError naming what is wrong and where.
+    """
+    return divide(
+        _list(data),
+        seed=seed,
+        shots=shots,
+        max_classes=max_classes,
+        validation_share=validation_share,
+        membership=membership or {},
+    )
+
+
+def _list(data: str | Path) -> Listing:
+    path = Path(data)
+    if str(data) in PUBLISHED:
+        return PUBLISHED[str(data)]()
+    if path.is_dir():
+        return list_folder(path)
+    if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
+        return list_table(path)
+    if path.is_file():
+        raise DatasetError(f"{path} is a file, not a data set: give a folder, a .csv or a .parquet list")
+    hint = nearest_name(str(data), PUBLISHED)
+    raise DatasetError(
+        f"no data at '{data}'{hint}: give a folder of pictures, a CSV or Parquet list, or one of {', '.join(PUBLISHED)}"
+    )

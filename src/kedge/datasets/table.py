@@ -1,0 +1,62 @@
+"""A CSV or Parquet file of path,label[,split] as a listing."""
+
+import csv
+from pathlib import Path
+from typing import get_args
+
+from kedge.datasets.dataset import Listed, Listing, SplitName
+from kedge.errors import DatasetError
+
+__all__ = ["list_table", "read_columns"]
+
+SPLITS = {name: name for name in get_args(SplitName)} | {"val": "validation", "valid": "validation"}
+
+
+def list_table(path: Path) -> Listing:
+    """List a file with the columns path, label and, if there is one, split; paths are relative to the file's folder."""
+    columns = read_columns(path, needed=("path", "label"), optional=("split",))
+    splits = columns.get("split", [""] * len(columns["path"]))
+    rows = []
+    for number, (picture, label, split) in enumerate(zip(columns["path"], columns["label"], splits, strict=True), 1):
+        if not picture or not label:
+            raise DatasetError(f"{path}: row {number} has no {'path' if not picture else 'label'}: fill it in or remove it")
+        if split and split not in SPLITS:
+            raise DatasetError(f"{path}: row {number} has split '{split}': expected train, validation or test")
+        rows.append(Listed(str(path.parent / picture), label, SPLITS.get(split)))  # type: ignore[arg-type]  # checked above
+    if not rows:
+        raise DatasetError(f"{path} lists no picture")
+    given = [bool(row.split) for row in rows]
+    if any(given) and not all(given):
+        raise DatasetError(f"{path}: row {given.index(False) + 1} has no split, others have: fill it in for all or for none")
+    return Listing(path.stem, tuple(rows))
+
+
+def read_columns(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """Return columns of a CSV or Parquet file as text; raise DatasetError naming what is missing and what there is."""
+    try:
+        columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as a table: {error}") from error
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        there = ", ".join(columns) or "none"
+        raise DatasetError(f"{path} has no column '{missing[0]}' (it has: {there}): name the columns {', '.join(needed)}")
+    return {name: columns[name] for name in (*needed, *optional) if name in columns}
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = list(reader)
+        return {name: [row[name] or "" for row in rows] for name in reader.fieldnames or ()}
+
+
+def _read_parquet(path: Path) -> dict[str, list[str]]:
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path)
+    return {
+        name: ["" if value is None else str(value) for value in table[name].to_pylist()]
+        for name in table.column_names
+        if name in ("path", "label", "split")
+    }

@@ -1,0 +1,390 @@
+"""Evaluation: how well embeddings retrieve, by every way to search, in blocks of bounded memory.
+
+The definitions of all figures stand in docs/method.md.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.anchors import Anchors, nearest_anchors, squared_distances, unit_length
+from kedge.datasets import Dataset, Split, load_dataset
+from kedge.encoder import Encoder
+from kedge.errors import DatasetError, InputError
+from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
+from kedge.model import Distance, Model
+from kedge.search import TwoStageIndex
+
+__all__ = ["Report", "SearchFigures", "evaluate", "evaluate_dataset", "evaluate_vectors", "exhaustive_map", "load_for"]
+
+Vectors = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Probes = int | Literal["exact"]
+FiledBy = Literal["nearest", "label"]
+
+DEFAULT_PROBES: tuple[Probes, ...] = (1, 2, 5, "exact")
+PRECISION_AT, RECALL_AT = (20, 100), (1, 5, 10)
+RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
+# Share scanned and time are those of a search for so many hits, by at most so many queries.
+TIMED_K, MOST_TIMED = 100, 1000
+# A block of queries holds some 40 bytes for each picture of the gallery.
+BLOCK_BYTES, BYTES_A_PAIR = 256 << 20, 40
+GALLERY_BLOCK = 16_384
+PICTURES_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class SearchFigures:
+    """What one way to search reaches. Shares, not percent; milliseconds and share scanned are those of k = 100."""
+
+    mode: Literal["exhaustive", "two-stage"]
+    distance: Distance
+    filed_by: FiledBy | None
+    probes: Probes | None
+    map: float
+    precision_at: dict[str, float]
+    recall_at: dict[str, float]
+    scanned_share: float
+    milliseconds_per_query: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, with its protocol and counts."""
+
+    dataset: str
+    queries: int
+    gallery: int
+    classes: int
+    dim: int
+    distance: Distance
+    """The model's own: per_class and precision_recall are by it."""
+    search: tuple[SearchFigures, ...]
+    per_class: dict[str, float | None]
+    """Mean AP of the class's queries, exhaustive; None for a class without queries."""
+    queries_without_relevant: int
+    precision_recall: tuple[float, ...]
+    """Interpolated precision, exhaustive, at recall 0, 0.01, ..., 1."""
+
+    def figures(
+        self, mode: str, distance: str, filed_by: str | None = None, probes: Probes | None = None
+    ) -> SearchFigures:
+        """Return the figures of one way to search; raise InputError when it was not measured."""
+        for row in self.search:
+            if (row.mode, row.distance, row.filed_by, row.probes) == (mode, distance, filed_by, probes):
+                return row
+        raise InputError(f"{mode} search by {distance}, filed by {filed_by}, probes {probes} was not measured")
+
+    def headline(self) -> dict[str, float]:
+        """Return the few figures that stand for all: exhaustive search by the model's distance."""
+        row = self.figures("exhaustive", self.distance)
+        return {
+            "map": row.map,
+            "precision_at_20": row.precision_at["20"],
+            "recall_at_1": row.recall_at["1"],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `kedge evaluate --json` prints."""
+        return {
+            "dataset": self.dataset,
+            "queries": self.queries,
+            "gallery": self.gallery,
+            "classes": self.classes,
+            "dim": self.dim,
+            "distance": self.distance,
+            "queries_without_relevant": self.queries_without_relevant,
+            "search": [vars(row) for row in self.search],
+            "per_class": self.per_class,
+            "precision_recall": list(self.precision_recall),
+        }
+
+
+def evaluate(
+    model: Model | str | Path,
+    data: str | Path,
+    *,
+    probes: Sequence[Probes] = DEFAULT_PROBES,
+) -> Report:
+    """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery.
+
+    Pictures that the model was trained on are never queries, wherever they lie now.
+    """
+    opened = model if isinstance(model, Model) else Model.load(model)
+    return evaluate_dataset(opened, load_for(opened, data), probes=probes)
+
+
+def load_for(model: Model, data: str | Path) -> Dataset:
+    """Load a data set as a model saw it: the same split, by content, and the same number of classes."""
+    trained = model.card.trained
+    seed, most = int(trained.get("seed", 0)), trained.get("classes")
+    membership = model.splits()
+    if most is not None:
+        dataset = load_dataset(data, seed=seed, max_classes=most, membership=membership)
+        if dataset.classes == model.card.classes:
+            return dataset
+    return load_dataset(data, seed=seed, membership=membership)
+
+
+def evaluate_dataset(model: Model, dataset: Dataset, *, probes: Sequence[Probes] = DEFAULT_PROBES) -> Report:
+    """Measure a model on a data set that is loaded already; see `evaluate`."""
+    _check_probes(probes)
+    if not len(dataset.test):
+        raise DatasetError(f"{dataset.name} has no picture that {model.folder} was not trained on: nothing to test with")
+    encoder = Encoder(model)
+    queries, query_labels = _encode(encoder, dataset.test)
+    gallery, gallery_labels = _encode(encoder, dataset.gallery)
+    return evaluate_vectors(
+        queries,
+        query_labels,
+        gallery,
+        gallery_labels,
+        model.anchors,
+        classes=dataset.classes,
+        distance=model.card.distance,
+        dataset=dataset.name,
+        probes=probes,
+    )
+
+
+def _encode(encoder: Encoder, split: Split) -> tuple[Vectors, Labels]:
+    """Return raw vectors and labels of a split's readable pictures; pictures are held a block at a time."""
+    vectors, labels = [np.zeros((0, encoder.dim), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
+    for start in range(0, len(split), PICTURES_AT_ONCE):
+        decoded = split[start : start + PICTURES_AT_ONCE].decode(encoder.image_size)
+        vectors.append(encoder.encode(decoded.pixels, raw=True))
+        labels.append(decoded.labels)
+    return np.concatenate(vectors), np.concatenate(labels)
+
+
+def evaluate_vectors(
+    queries: Vectors,
+    query_labels: Labels,
+    gallery: Vectors,
+    gallery_labels: Labels,
+    anchors: Anchors,
+    *,
+    classes: Sequence[str],
+    distance: Distance,
+    dataset: str = "",
+    probes: Sequence[Probes] = DEFAULT_PROBES,
+    leave_one_out: bool = False,
+) -> Report:
+    """Measure raw vectors, (queries, d) and (gallery, d), with labels that number `classes`.
+
+    Every mode is measured by L2 and by cosine (vectors and anchors made unit length). leave_one_out: queries and gallery
+    are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
+    """
+    _check_probes(probes)
+    _check_vectors(queries, query_labels, gallery, gallery_labels, anchors)
+    search: list[SearchFigures] = []
+    per_class: dict[str, float | None] = {}
+    curve: tuple[float, ...] = ()
+    for measure in ("l2", "cosine"):
+        scale = unit_length if measure == "cosine" else np.asarray
+        setting = _Setting(scale(queries), query_labels, scale(gallery), gallery_labels, leave_one_out)
+        ways = _ways(setting.gallery, gallery_labels, scale(anchors.vectors), anchors.names, classes, measure, probes)
+        ranked = _rank(setting, ways, curves=measure == distance)
+        search += [
+            _figures(way, totals, *_timed(way, setting))
+            for way, totals in zip(ways, ranked.totals, strict=True)
+        ]
+        if measure == distance:
+            per_class = _by_class(ranked.totals[0]["map"], query_labels, classes)
+            curve = tuple(float(value) for value in ranked.curve)
+    return Report(
+        dataset=dataset,
+        queries=len(queries),
+        gallery=len(gallery),
+        classes=len(classes),
+        dim=int(gallery.shape[1]),
+        distance=distance,
+        search=tuple(search),
+        per_class=per_class,
+        queries_without_relevant=int((setting.relevant() == 0).sum()),
+        precision_recall=curve,
+    )
+
+
+def exhaustive_map(
+    queries: Vectors, query_labels: Labels, gallery: Vectors, gallery_labels: Labels, distance: Distance
+) -> float:
+    """Return the mAP of exhaustive search alone."""
+    scale = unit_length if distance == "cosine" else np.asarray
+    setting = _Setting(scale(queries), query_labels, scale(gallery), gallery_labels, leave_one_out=False)
+    values = np.concatenate(
+        [average_precision(relevance, relevant) for _, relevance, relevant, _ in _ranked_blocks(setting)]
+    )
+    return _mean(values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """Queries and gallery by one distance."""
+
+    queries: Vectors
+    query_labels: Labels
+    gallery: Vectors
+    gallery_labels: Labels
+    leave_one_out: bool
+
+    def relevant(self) -> Labels:
+        """Return how many relevant pictures the gallery holds for each query."""
+        most = int(max(self.query_labels.max(initial=0), self.gallery_labels.max(initial=0))) + 1
+        return np.bincount(self.gallery_labels, minlength=most)[self.query_labels] - int(self.leave_one_out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """One way to search: which bucket each picture is in, how near each query is to each anchor, how many are probed."""
+
+    distance: Distance
+    filed_by: FiledBy | None
+    probes: Probes | None
+    buckets: Labels | None
+    anchors: Vectors
+    index: TwoStageIndex
+
+    def returned(self, setting: _Setting, rows: slice, order: Labels) -> npt.NDArray[np.bool_] | None:
+        """Return which of the ranked pictures the search looks at, shape (queries, gallery); None: all."""
+        if self.buckets is None or not isinstance(self.probes, int):
+            return None
+        nearness = squared_distances(setting.queries[rows], self.anchors)
+        rank_of = np.argsort(np.argsort(nearness, axis=1, kind="stable"), axis=1, kind="stable").astype(np.int32)
+        return np.take_along_axis(rank_of, self.buckets[order], axis=1) < self.probes
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    totals: list[dict[str, npt.NDArray[np.float64]]]
+    curve: npt.NDArray[np.float64]
+
+
+def _ways(
+    gallery: Vectors,
+    gallery_labels: Labels,
+    anchors: Vectors,
+    anchor_names: Sequence[str],
+    classes: Sequence[str],
+    distance: Distance,
+    probes: Sequence[Probes],
+) -> list[_Way]:
+    """Return every way to search by one distance: exhaustive, filed by nearest, and by label where all have anchors."""
+    nearest = nearest_anchors(gallery, anchors)
+    index = TwoStageIndex(gallery, anchors, nearest)
+    ways = [_Way(distance, None, None, None, anchors, index)]
+    ways += [_Way(distance, "nearest", count, nearest, anchors, index) for count in probes]
+    number_of = {name: number for number, name in enumerate(anchor_names)}
+    if all(classes[label] in number_of for label in np.unique(gallery_labels)):
+        by_class = np.array([number_of.get(name, -1) for name in classes], dtype=np.int64)
+        labelled = by_class[gallery_labels]
+        index = TwoStageIndex(gallery, anchors, labelled)
+        ways += [_Way(distance, "label", count, labelled, anchors, index) for count in probes]
+    return ways
+
+
+def _rank(setting: _Setting, ways: Sequence[_Way], *, curves: bool) -> _Ranked:
+    """Rank the whole gallery once for each query, and take every way's figures from that one order."""
+    parts: list[dict[str, list[npt.NDArray[np.float64]]]] = [{} for _ in ways]
+    curve, counted = np.zeros(len(RECALL_LEVELS)), 0
+    for rows, relevance, relevant, order in _ranked_blocks(setting):
+        for way, part in zip(ways, parts, strict=True):
+            returned = way.returned(setting, rows, order)
+            figures = {"map": average_precision(relevance, relevant, returned)}
+            figures |= {f"p{k}": precision_at(relevance, k, returned) for k in PRECISION_AT}
+            figures |= {f"r{k}": hit_at(relevance, k, returned) for k in RECALL_AT}
+            for name, values in figures.items():
+                part.setdefault(name, []).append(np.where(relevant > 0, values, np.nan))
+        if curves:
+            found = interpolated_precision(relevance, relevant, RECALL_LEVELS)
+            curve += np.nansum(found, axis=0)
+            counted += int((relevant > 0).sum())
+    return _Ranked(
+        [{name: np.concatenate(values) for name, values in part.items()} for part in parts], curve / max(1, counted)
+    )
+
+
+def _ranked_blocks(
+    setting: _Setting,
+) -> Iterator[tuple[slice, npt.NDArray[np.bool_], Labels, Labels]]:
+    """Yield (rows of queries, relevance by rank, number of relevant pictures, pictures by rank), block by block."""
+    count = len(setting.gallery)
+    relevant = setting.relevant()
+    size = max(1, BLOCK_BYTES // (BYTES_A_PAIR * max(1, count)))
+    for start in range(0, len(setting.queries), size):
+        rows = slice(start, min(start + size, len(setting.queries)))
+        distances = np.empty((rows.stop - start, count), dtype=np.float32)
+        for first in range(0, count, GALLERY_BLOCK):
+            block = slice(first, first + GALLERY_BLOCK)
+            # float64, then rounded: pictures with equal vectors get equal distances, and tie by gallery order.
+            distances[:, block] = squared_distances(setting.queries[rows], setting.gallery[block])
+        order = np.argsort(distances, axis=1, kind="stable")
+        if setting.leave_one_out:
+            others = order != np.arange(rows.start, rows.stop)[:, None]
+            order = order[others].reshape(len(order), count - 1)
+        relevance = setting.gallery_labels[order] == setting.query_labels[rows, None]
+        yield rows, relevance, relevant[rows], order
+
+
+def _timed(way: _Way, setting: _Setting) -> tuple[float, float]:
+    """Return (share of the gallery scanned, milliseconds a query) of a search for TIMED_K, one batch of queries."""
+    queries = setting.queries[:MOST_TIMED]
+    started = time.perf_counter()
+    if way.probes is None:
+        found = way.index.search_exhaustive(queries, TIMED_K)
+    else:
+        found = way.index.search(queries, TIMED_K, way.probes)
+    return found.scanned_share, 1000 * (time.perf_counter() - started) / len(queries)
+
+
+def _figures(
+    way: _Way, totals: dict[str, npt.NDArray[np.float64]], scanned_share: float, milliseconds: float
+) -> SearchFigures:
+    return SearchFigures(
+        mode="exhaustive" if way.probes is None else "two-stage",
+        distance=way.distance,
+        filed_by=way.filed_by,
+        probes=way.probes,
+        map=_mean(totals["map"]),
+        precision_at={str(k): _mean(totals[f"p{k}"]) for k in PRECISION_AT},
+        recall_at={str(k): _mean(totals[f"r{k}"]) for k in RECALL_AT},
+        scanned_share=scanned_share,
+        milliseconds_per_query=milliseconds,
+    )
+
+
+def _by_class(values: npt.NDArray[np.float64], labels: Labels, classes: Sequence[str]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for number, name in enumerate(classes):
+        own = values[labels == number]
+        found[name] = _mean(own) if np.isfinite(own).any() else None
+    return found
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Return the mean over queries that have a relevant picture; 0 when none has."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
+def _check_probes(probes: Sequence[Probes]) -> None:
+    for count in probes:
+        if count != "exact" and (not isinstance(count, int) or count < 1):
+            raise InputError(f"probes must be numbers from 1, or 'exact', not {count!r}")
+
+
+def _check_vectors(
+    queries: Vectors, query_labels: Labels, gallery: Vectors, gallery_labels: Labels, anchors: Anchors
+) -> None:
+    if not len(queries) or not len(gallery):
+        raise InputError(f"{len(queries)} queries and a gallery of {len(gallery)} were given: both need pictures")
+    if not queries.shape[1] == gallery.shape[1] == anchors.dim:
+        raise InputError(
+            f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}, the anchors {anchors.dim}"
+        )
+    if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
+        raise InputError("there must be one label for each vector")

@@ -1,0 +1,79 @@
+"""Retrieval figures, from which pictures are relevant in rank order.
+
+Everywhere `relevance` is (queries, ranks) bool, best rank first, and `relevant` (queries,) says how many relevant
+pictures the gallery holds. `returned` (queries, ranks) bool, if given, says which pictures the search returned: the
+others take up no rank, and count as missed.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.anchors import squared_distances
+
+__all__ = ["average_precision", "hit_at", "interpolated_precision", "leave_one_out_map", "precision_at"]
+
+Mask = npt.NDArray[np.bool_]
+Figures = npt.NDArray[np.float64]
+
+
+def average_precision(relevance: Mask, relevant: npt.NDArray[np.int64], returned: Mask | None = None) -> Figures:
+    """Return the AP of each query, shape (queries,); NaN where the gallery holds no relevant picture.
+
+    AP = sum over ranks r of relevant pictures of precision@r, divided by the number of relevant pictures in the gallery.
+    """
+    found = relevance if returned is None else relevance & returned
+    query, place = np.nonzero(found)
+    ranks = (place + 1) if returned is None else np.cumsum(returned, axis=1, dtype=np.int32)[query, place]
+    # Entries come query by query: the i-th of a query has i relevant pictures up to it.
+    counts = found.sum(axis=1)
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    hits = np.arange(1, len(query) + 1) - firsts
+    sums = np.bincount(query, weights=hits / ranks, minlength=len(relevance))
+    return np.divide(sums, relevant, out=np.full(len(relevance), np.nan), where=relevant > 0)
+
+
+def precision_at(relevance: Mask, k: int, returned: Mask | None = None) -> Figures:
+    """Return the share of relevant pictures among the first k, shape (queries,); always divided by k."""
+    return _first(relevance, k, returned).sum(axis=1) / k
+
+
+def hit_at(relevance: Mask, k: int, returned: Mask | None = None) -> Figures:
+    """Return 1 for each query with a relevant picture among the first k, else 0; the mean over queries is R@k."""
+    return _first(relevance, k, returned).any(axis=1).astype(np.float64)
+
+
+def _first(relevance: Mask, k: int, returned: Mask | None) -> Mask:
+    if returned is None:
+        return relevance[:, :k]
+    return relevance & returned & (np.cumsum(returned, axis=1, dtype=np.int32) <= k)
+
+
+def interpolated_precision(relevance: Mask, relevant: npt.NDArray[np.int64], levels: Figures) -> Figures:
+    """Return each query's best precision at or beyond each recall level, shape (queries, levels)."""
+    ranks = np.arange(1, relevance.shape[1] + 1)
+    curves = np.zeros((len(relevance), len(levels)))
+    for row, (found, count) in enumerate(zip(relevance, relevant, strict=True)):
+        if not count:
+            curves[row] = np.nan
+            continue
+        places = ranks[found]
+        precision = np.arange(1, len(places) + 1) / places
+        best_from = np.maximum.accumulate(precision[::-1])[::-1]
+        # The least number of relevant pictures that makes up the recall; 1e-9 forgives 0.07 * 100 = 7.000000000000001.
+        needed = np.maximum(1, np.ceil(levels * count - 1e-9)).astype(np.int64)
+        reached = needed <= len(best_from)
+        curves[row, reached] = best_from[needed[reached] - 1]
+    return curves
+
+
+def leave_one_out_map(vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """Return the mAP by L2 of vectors (n, d) searched among themselves, each left out of its own ranking.
+
+    NaN when no class has two pictures. Builds the n x n matrix: for thousands, not for millions.
+    """
+    distances = squared_distances(vectors, vectors)
+    np.fill_diagonal(distances, np.inf)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :-1]
+    relevance = labels[order] == labels[:, None]
+    found = average_precision(relevance, relevance.sum(axis=1))
+    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")

@@ -1,0 +1,176 @@
+"""Picture: an image file read safely, and the few things made of it: square, thumbnail, hashes."""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kedge.errors import PictureError
+
+__all__ = [
+    "SUFFIXES",
+    "Picture",
+    "content_hash",
+    "find_pictures",
+    "perceptual_hash",
+    "read_picture",
+    "square",
+    "thumbnail",
+]
+
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+# More pixels than any camera makes; a file of a few kilobytes can claim a hundred times as many.
+MOST_PIXELS = 180_000_000
+MOST_BYTES = 1 << 30
+THUMBNAIL_SIDE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture: RGB, turned as its EXIF data say. width and height are those of the whole picture, turned."""
+
+    path: str
+    image: Image.Image
+    content_hash: str
+    width: int
+    height: int
+
+
+def content_hash(data: bytes) -> str:
+    """Return the name of a file's content: the first 32 hexadecimal characters of its SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def read_picture(source: str | Path | bytes, *, name: str | None = None, at_least: int | None = None) -> Picture:
+    """Read a picture from a path or from bytes (then `name` is its path); raise PictureError with the reason.
+
+    at_least: the side, in pixels, that the picture will be scaled down to. A JPEG is then decoded at a reduced scale,
+    as long as its shorter side stays at least twice that.
+    """
+    path = name or ("(bytes)" if isinstance(source, bytes) else os.fspath(source))
+    data = source if isinstance(source, bytes) else _read_bytes(path, Path(source))
+    if not data:
+        raise PictureError(path, "the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limit is a warning; ours is checked below
+            with Image.open(io.BytesIO(data)) as opened:
+                width, height = opened.size
+                if width * height > MOST_PIXELS:
+                    raise PictureError(path, f"{width} x {height} pixels are more than the {MOST_PIXELS:,} allowed")
+                if at_least is not None:
+                    opened.draft("RGB", (2 * at_least, 2 * at_least))
+                if opened.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
+                    width, height = height, width
+                image = _to_rgb(ImageOps.exif_transpose(opened))
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(path, "not a picture that can be read") from error
+    except MemoryError as error:
+        raise PictureError(path, "too large for the memory there is") from error
+    except Exception as error:  # Pillow's decoders raise anything from struct.error to SyntaxError on broken files
+        raise PictureError(path, f"broken: {str(error) or type(error).__name__}") from error
+    return Picture(path, image, content_hash(data), width, height)
+
+
+def _read_bytes(name: str, path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise PictureError(name, "a folder, not a picture")
+        if path.stat().st_size > MOST_BYTES:
+            raise PictureError(name, f"the file is larger than {MOST_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise PictureError(name, "no such file") from error
+    except (OSError, ValueError) as error:
+        raise PictureError(name, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB: 16-bit values are scaled, what is transparent shows white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        # Pillow opens 16-bit grey as I;16 or I; a 32-bit picture without a stated range is scaled by its own.
+        top = 65535.0 if image.mode.startswith("I") and values.max(initial=0) <= 65535 else float(values.max(initial=1))
+        scaled = np.clip(values * (255.0 / max(top, 1e-12)), 0, 255)
+        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    converted = image.convert("RGB")
+    converted.load()
+    return converted
+
+
+def square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """Return the encoder's input, (size, size, 3) uint8: shorter side resized to `size`, the middle cut out.
+
+    The one preprocessing of training, filing and searching. Bicubic, antialiased as Pillow's resize is.
+    """
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    if (width, height) != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.asarray(image, dtype=np.uint8)
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """Return a JPEG whose longer side is at most 256 pixels; small pictures keep their size."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88 if max(small.size) > 64 else 95)
+    return buffer.getvalue()
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """Return a 64-bit difference hash, as a signed number: near pictures differ in few bits.
+
+    Each bit says whether one of 8 x 8 grey cells is brighter than its right neighbour.
+    """
+    cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    bits = np.packbits(cells[:, :-1] > cells[:, 1:])
+    return int.from_bytes(bits.tobytes(), "big", signed=True)
+
+
+def find_pictures(root: Path) -> Iterator[Path]:
+    """Yield the files under a folder that are pictures by their suffix, sorted; hidden ones are left out.
+
+    Links to folders are followed once: a folder that was seen is not entered again. Folders that cannot be read are
+    passed over.
+    """
+    yield from _walk(root, set())
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            is_folder = entry.is_dir()
+        except OSError:
+            continue
+        if is_folder:
+            yield from _walk(Path(entry.path), seen)
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            yield Path(entry.path)
