@@ -233,9 +233,10 @@ class Intake:
             if key not in self._seen:
                 self._seen[key] = name, label
                 yield row
-            elif label is not None and label != self._seen[key][1]:
-                first, other = self._seen[key]
-                failed[row] = PictureError(name, f"same content as {first}, whose label is '{other}': remove one of them")
+                continue
+            first, other = self._seen[key]
+            if None not in (label, other) and label != other:
+                failed[row] = PictureError(name, f"same content as {first}, which is labelled '{other}': remove one")
 
     def _rows(self, ids: Sequence[str], chunk: _Chunk) -> dict[str, dict[str, Any]]:
         found = self._table.find("id", ids, (*_SAID, *chunk.sources.metadata))
