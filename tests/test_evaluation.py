@@ -1,0 +1,188 @@
+"""Evaluation against a slow loop, against the two-stage index, and in bounded memory."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kedge.anchors import Anchors, nearest_anchors, unit_length
+from kedge.errors import InputError
+from kedge.evaluation import evaluate_vectors, exhaustive_map
+from kedge.search import TwoStageIndex
+
+
+def clustered(seed, queries=30, gallery=200, classes=5, dim=8, noise=0.8):
+    """Return vectors and labels of noisy classes about random anchors."""
+    random = np.random.default_rng(seed)
+    anchors = random.normal(size=(classes, dim)).astype(np.float32) * 2
+    query_labels, labels = random.integers(0, classes, queries), np.arange(gallery) % classes
+    near = anchors[query_labels] + random.normal(size=(queries, dim)) * noise
+    filed = anchors[labels] + random.normal(size=(gallery, dim)) * noise
+    names = tuple(f"class {number}" for number in range(classes))
+    return near.astype(np.float32), query_labels, filed.astype(np.float32), labels, Anchors(names, anchors)
+
+
+def report_of(data, **options):
+    queries, query_labels, gallery, labels, anchors = data
+    options = {"classes": anchors.names, "distance": "l2", **options}
+    return evaluate_vectors(queries, query_labels, gallery, labels, anchors, **options)
+
+
+def slow_map(queries, query_labels, gallery, labels, kept=None):
+    """mAP as it is defined, a picture at a time; `kept[query]` are the pictures looked at."""
+    found = []
+    for row, query in enumerate(queries):
+        distances = ((gallery.astype(np.float64) - query.astype(np.float64)) ** 2).sum(axis=1)
+        order = [picture for picture in np.argsort(distances, kind="stable") if kept is None or picture in kept[row]]
+        hits, precisions = 0, []
+        for rank, picture in enumerate(order, 1):
+            if labels[picture] == query_labels[row]:
+                hits += 1
+                precisions.append(hits / rank)
+        found.append(sum(precisions) / (labels == query_labels[row]).sum())
+    return float(np.mean(found))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99))
+def test_every_map_equals_a_slow_loop(seed):
+    data = clustered(seed)
+    queries, query_labels, gallery, labels, anchors = data
+    report = report_of(data, probes=(1, 3))
+    for distance, scale in (("l2", np.asarray), ("cosine", unit_length)):
+        near, filed, points = scale(queries), scale(gallery), scale(anchors.vectors)
+        expected = slow_map(near, query_labels, filed, labels)
+        assert report.figures("exhaustive", distance).map == pytest.approx(expected)
+        assert exhaustive_map(queries, query_labels, gallery, labels, distance) == pytest.approx(expected)
+        for filed_by, buckets in (("nearest", nearest_anchors(filed, points)), ("label", labels)):
+            for probes in (1, 3):
+                to_anchors = ((near[:, None] - points[None]) ** 2).sum(axis=2)
+                probed = np.argsort(to_anchors, axis=1)[:, :probes]
+                kept = [set(np.flatnonzero(np.isin(buckets, row))) for row in probed]
+                found = report.figures("two-stage", distance, filed_by, probes).map
+                assert found == pytest.approx(slow_map(near, query_labels, filed, labels, kept))
+
+
+def test_figures_equal_those_of_what_the_index_returns():
+    data = clustered(3)
+    queries, query_labels, gallery, labels, anchors = data
+    report = report_of(data)
+    index = TwoStageIndex(gallery, anchors.vectors)
+    for probes in (1, 2, 5):
+        ids = index.search(queries, 20, probes).ids
+        right = (labels[np.maximum(ids, 0)] == query_labels[:, None]) & (ids >= 0)
+        row = report.figures("two-stage", "l2", "nearest", probes)
+        assert row.precision_at["20"] == pytest.approx(right.mean())
+        assert row.recall_at["1"] == pytest.approx(right[:, 0].mean())
+        assert row.recall_at["10"] == pytest.approx(right[:, :10].any(axis=1).mean())
+
+
+def test_filed_by_label_with_one_probe_is_the_accuracy_of_the_nearest_anchor():
+    for seed in range(5):
+        data = clustered(seed, queries=200, noise=2.0)
+        queries, query_labels, _, _, anchors = data
+        accuracy = float((nearest_anchors(queries, anchors.vectors) == query_labels).mean())
+        assert 0.3 < accuracy < 1
+        assert report_of(data).figures("two-stage", "l2", "label", 1).map == pytest.approx(accuracy, abs=1e-12)
+
+
+def test_exact_search_has_the_exhaustive_figures_and_looks_at_less():
+    report = report_of(clustered(1, gallery=3000, noise=0.1))
+    flat, exact = report.figures("exhaustive", "l2"), report.figures("two-stage", "l2", "nearest", "exact")
+    assert (exact.map, exact.precision_at, exact.recall_at) == (flat.map, flat.precision_at, flat.recall_at)
+    assert flat.scanned_share == 1.0
+    assert exact.scanned_share < 0.5
+
+
+def test_all_probes_are_exhaustive():
+    report = report_of(clustered(2), probes=(5, 50))
+    for probes in (5, 50):
+        row = report.figures("two-stage", "l2", "nearest", probes)
+        assert row.map == pytest.approx(report.figures("exhaustive", "l2").map)
+        assert row.scanned_share == 1.0
+
+
+def test_label_filing_is_left_out_when_a_class_has_no_anchor():
+    queries, query_labels, gallery, labels, anchors = clustered(0)
+    fewer = Anchors(anchors.names[:-1], anchors.vectors[:-1])
+    report = report_of((queries, query_labels, gallery, labels, fewer), classes=anchors.names)
+    assert {row.filed_by for row in report.search} == {None, "nearest"}
+
+
+def test_queries_without_a_relevant_picture_are_counted_not_averaged():
+    queries, query_labels, gallery, labels, anchors = clustered(0)
+    kept = labels != 4
+    report = report_of((queries, query_labels, gallery[kept], labels[kept], anchors))
+    lonely = query_labels == 4
+    assert report.queries_without_relevant == lonely.sum() > 0
+    expected = slow_map(queries[~lonely], query_labels[~lonely], gallery[kept], labels[kept])
+    assert report.figures("exhaustive", "l2").map == pytest.approx(expected)
+    assert report.per_class["class 4"] is None
+
+
+def test_leave_one_out_leaves_the_query_out():
+    _, _, gallery, labels, anchors = clustered(0, gallery=40)
+    report = report_of((gallery, labels, gallery, labels, anchors), leave_one_out=True)
+    found = []
+    for row in range(40):
+        others = np.arange(40) != row
+        found.append(slow_map(gallery[row : row + 1], labels[row : row + 1], gallery[others], labels[others]))
+    assert report.figures("exhaustive", "l2").map == pytest.approx(np.mean(found))
+
+
+def test_equal_vectors_tie_by_gallery_order():
+    gallery = np.tile(np.array([[0.3, 0.7, 0.1]], dtype=np.float32), (500, 1))
+    labels = np.zeros(500, dtype=np.int64)
+    labels[0] = 1
+    anchors = Anchors(("a", "b"), np.eye(2, 3, dtype=np.float32))
+    query = np.array([[0.9, 0.2, 0.4]], dtype=np.float32)
+    report = evaluate_vectors(query, np.array([1]), gallery, labels, anchors, classes=("a", "b"), distance="l2")
+    assert report.figures("exhaustive", "l2").map == 1.0
+
+
+def test_memory_is_bounded():
+    random = np.random.default_rng(0)
+    queries = random.normal(size=(500, 32)).astype(np.float32)
+    gallery = random.normal(size=(60_000, 32)).astype(np.float32)
+    labels = np.arange(60_000) % 10
+    anchors = Anchors(tuple("abcdefghij"), random.normal(size=(10, 32)).astype(np.float32))
+    tracemalloc.start()
+    evaluate_vectors(
+        queries[:200], labels[:200], gallery, labels, anchors, classes=anchors.names, distance="l2", probes=(1,)
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 900 << 20
+
+
+def test_json_has_the_shape_that_others_build_on():
+    found = report_of(clustered(0), dataset="toy").to_json()
+    assert [found[name] for name in ("dataset", "queries", "gallery", "classes", "dim")] == ["toy", 30, 200, 5, 8]
+    assert set(found["per_class"]) == {f"class {number}" for number in range(5)}
+    ways = [(row["mode"], row["distance"], row["filed_by"], row["probes"]) for row in found["search"]]
+    for distance in ("l2", "cosine"):
+        assert ("exhaustive", distance, None, None) in ways
+        for filed_by in ("nearest", "label"):
+            for probes in (1, 2, 5, "exact"):
+                assert ("two-stage", distance, filed_by, probes) in ways
+    row = found["search"][0]
+    assert set(row) == {
+        *("mode", "distance", "filed_by", "probes", "map", "precision_at", "recall_at"),
+        *("scanned_share", "milliseconds_per_query"),
+    }
+    assert set(row["precision_at"]) == {"20", "100"}
+    assert set(row["recall_at"]) == {"1", "5", "10"}
+    assert len(found["precision_recall"]) == 101
+
+
+def test_impossible_input_is_named():
+    data = clustered(0)
+    with pytest.raises(InputError, match="probes"):
+        report_of(data, probes=(0,))
+    queries, query_labels, gallery, labels, anchors = data
+    with pytest.raises(InputError, match="7 dimensions"):
+        report_of((queries[:, :7], query_labels, gallery, labels, anchors))
+    with pytest.raises(InputError, match="0 queries"):
+        report_of((queries[:0], query_labels[:0], gallery, labels, anchors))
