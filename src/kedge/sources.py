@@ -138,7 +138,7 @@ def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
         source.row = {**source.row, **row}
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str | Path) -> str:
     # Links are left as they are: a picture is labelled by the folder that it is found in.
     return os.path.abspath(path)  # noqa: PTH100
 
