@@ -140,11 +140,15 @@ def ratio_table(reports, base="cross-entropy"):
 
 def main():
     options = parse()
-    cells = [(loss, backbone, seed) for seed in options.seeds for backbone in options.backbones for loss in options.losses]
+    cells = [
+        (loss, backbone, seed) for seed in options.seeds for backbone in options.backbones for loss in options.losses
+    ]
     with ThreadPoolExecutor(options.parallel) as pool:
         trained = list(pool.map(lambda cell: train_once(options, *cell), cells))
     reports, seconds = {}, {}
-    for loss, backbone, seed, took in sorted(trained, key=lambda cell: (options.losses.index(cell[0]), cell[1], cell[2])):
+    for loss, backbone, seed, took in sorted(
+        trained, key=lambda cell: (options.losses.index(cell[0]), cell[1], cell[2])
+    ):
         reports.setdefault((loss, backbone), []).append(evaluate_once(options, loss, backbone, seed))
         seconds.setdefault((loss, backbone), []).append(took)
     first = next(iter(reports.values()))[0]

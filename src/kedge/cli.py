@@ -6,6 +6,7 @@ cannot be used, 1 for work that failed.
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,7 +122,7 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery."""
-    from kedge.evaluation import evaluate_to_page
+    from kedge.page import evaluate_to_page
 
     report = evaluate_to_page(model, data, probes=_probes_list(probes))
     if json_:
@@ -192,23 +193,16 @@ def search(
     json_: Json = False,
 ) -> None:
     """Find the pictures that show the same thing, best first."""
-    from kedge.gallery import check_order
-
     if exact and probes is not None:
         raise InputError("--probes and --exact exclude each other: give one of them")
     with kedge.Gallery.open(gallery) as opened:
-        results = opened.search_many(
-            pictures,
-            k=k,
-            probes="exact" if exact else (1 if probes is None else probes),
-            order=check_order(order),
-            where=where,
-        )
+        chosen: int | str = "exact" if exact else 1 if probes is None else probes
+        results = opened.search_many(pictures, k, chosen, order=order, where=where)
         if html:
             _write_contact_sheet(opened, pictures, results, html)
     for result in results:
         if json_:
-            print(json.dumps(result.to_json()))
+            print(json.dumps(asdict(result)))
             continue
         print(f"{result.query}  probed {', '.join(result.probed)}  looked at {result.scanned_share:.1%}")
         for hit in result.hits:
@@ -228,7 +222,7 @@ def info(
         print(json.dumps(said))
         return
     for name, value in said.items():
-        print(f"{name:<12} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(f"{name:<12} {_listed(value)}")
 
 
 @app.command()
@@ -254,7 +248,7 @@ def _write_contact_sheet(gallery: Any, pictures: list[Path], results: list[Any],
     from kedge.page import contact_sheet
 
     images = [kedge.read_picture(picture).image for picture in pictures]
-    thumbnails = gallery.thumbnails({hit.id for result in results for hit in result.hits})
+    thumbnails = gallery.thumbnails([hit.id for result in results for hit in result.hits])
     try:
         path.write_text(contact_sheet(results, images, thumbnails), "utf-8")
     except OSError as error:
@@ -279,6 +273,12 @@ def _show_report(report: Any) -> None:
         figures = (row.map, row.precision_at["20"], row.precision_at["100"], row.recall_at["1"])
         shown = " ".join(f"{100 * value:6.1f}" for value in figures)
         print(f"{name:<34} {shown} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figure(inner)}" for name, inner in value.items()) or "-"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else _figure(value)
 
 
 def _figure(value: Any) -> str:

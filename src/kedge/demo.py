@@ -27,11 +27,11 @@ def run_demo(out: Path) -> None:
 
     _say("2/3  filing the training pictures in a gallery")
     with Gallery.create(out / "gallery", model) as gallery:
-        gallery.add(*(Path(path) for path in dataset.gallery.paths))
+        gallery.add(Path(dataset.gallery.paths[0]).parents[1])
         _say("3/3  searching it with test pictures")
         queries = [Path(path) for path in dataset.test.paths[:: len(dataset.test) // QUERIES][:QUERIES]]
         results = gallery.search_many(queries, k=12)
-        thumbnails = gallery.thumbnails({hit.id for result in results for hit in result.hits})
+        thumbnails = gallery.thumbnails([hit.id for result in results for hit in result.hits])
     images = [read_picture(query).image for query in queries]
     page = out / "search.html"
     page.write_text(contact_sheet(results, images, thumbnails), "utf-8")

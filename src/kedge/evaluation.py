@@ -135,7 +135,9 @@ def evaluate_dataset(model: Model, dataset: Dataset, *, probes: Sequence[Probes]
     """Measure a model on a data set that is loaded already; see `evaluate`."""
     _check_probes(probes)
     if not len(dataset.test):
-        raise DatasetError(f"{dataset.name} has no picture that {model.folder} was not trained on: nothing to test with")
+        raise DatasetError(
+            f"{dataset.name} has no picture that {model.folder} was not trained on: nothing to test with"
+        )
     encoder = Encoder(model)
     queries, query_labels = _encode(encoder, dataset.test)
     gallery, gallery_labels = _encode(encoder, dataset.gallery)
@@ -191,8 +193,7 @@ def evaluate_vectors(
         ways = _ways(setting.gallery, gallery_labels, scale(anchors.vectors), anchors.names, classes, measure, probes)
         ranked = _rank(setting, ways, curves=measure == distance)
         search += [
-            _figures(way, totals, *_timed(way, setting))
-            for way, totals in zip(ways, ranked.totals, strict=True)
+            _figures(way, totals, *_timed(way, setting)) for way, totals in zip(ways, ranked.totals, strict=True)
         ]
         if measure == distance:
             per_class = _by_class(ranked.totals[0]["map"], query_labels, classes)

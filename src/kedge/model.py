@@ -112,6 +112,23 @@ class Model:
         """The anchors as pictures are filed under them: unit length when the model's distance is cosine."""
         return self.anchors.unit() if self.card.distance == "cosine" else self.anchors
 
+    def info(self) -> dict[str, Any]:
+        """Return what the model is: classes, dimensions, how it was trained and what it scored."""
+        trained = self.card.trained
+        return {
+            "kind": "model",
+            "pictures": trained.get("train_pictures", 0),
+            "labels": list(self.card.classes),
+            "model": {"fingerprint": self.fingerprint, "path": str(self.folder)},
+            "anchors": len(self.anchors),
+            "dim": self.card.dim,
+            "distance": self.card.distance,
+            "image_size": self.card.preprocessing.image_size,
+            "loss": trained.get("loss"),
+            "backbone": trained.get("backbone"),
+            "scores": self.card.scores,
+        }
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return what was logged, one entry an epoch; empty for a model that was not trained."""
         path = self.folder / METRICS

@@ -106,7 +106,9 @@ class TwoStageIndex:
         if filed.shape != (len(given),) or (len(filed) and not 0 <= filed.min() <= filed.max() < len(points)):
             raise InputError(f"buckets must be {len(given)} numbers from 0 to {len(points) - 1}")
         self._anchors = points
-        rho = np.concatenate([np.zeros(0), *(_lengths(given[rows] - points[filed[rows]]) for rows in _blocks(len(given)))])
+        rho = np.concatenate(
+            [np.zeros(0), *(_lengths(given[rows] - points[filed[rows]]) for rows in _blocks(len(given)))]
+        )
         order = np.lexsort((rho, filed))
         self._rows: Rows = order.astype(np.int64)
         self._vectors: Vectors = np.ascontiguousarray(given[order])
@@ -383,8 +385,6 @@ class TwoStageIndex:
         if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != np.bool_):
             raise InputError(f"allowed must be {len(self)} booleans, one for each vector")
         return near
-
-
 
 
 def _distances(queries: Vectors, query: Rows, vectors: Vectors, place: Rows) -> Vectors:

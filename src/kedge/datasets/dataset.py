@@ -253,7 +253,9 @@ def _check_classes(classes: Sequence[str], train: Sequence[_Row], membership: Ma
     counts = Counter(row.label for row in train)
     for name in classes:
         if counts[name] == 0:
-            raise DatasetError(f"class '{name}' has no training picture that can be used: add some, or remove the class")
+            raise DatasetError(
+                f"class '{name}' has no training picture that can be used: add some, or remove the class"
+            )
         if counts[name] == 1 and not membership:
             raise DatasetError(
                 f"class '{name}' has one training picture, and nothing to compare it with: add more, or remove the class"

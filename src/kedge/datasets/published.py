@@ -161,7 +161,9 @@ def _fetch(url: str, path: Path) -> None:
             shutil.copyfileobj(response, file)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise WorkError(f"{url} could not be fetched ({error}): check the network, or put the file at {path}") from error
+        raise WorkError(
+            f"{url} could not be fetched ({error}): check the network, or put the file at {path}"
+        ) from error
     unfinished.rename(path)
 
 

@@ -19,7 +19,9 @@ def list_table(path: Path) -> Listing:
     rows = []
     for number, (picture, label, split) in enumerate(zip(columns["path"], columns["label"], splits, strict=True), 1):
         if not picture or not label:
-            raise DatasetError(f"{path}: row {number} has no {'path' if not picture else 'label'}: fill it in or remove it")
+            raise DatasetError(
+                f"{path}: row {number} has no {'path' if not picture else 'label'}: fill it in or remove it"
+            )
         if split and split not in SPLITS:
             raise DatasetError(f"{path}: row {number} has split '{split}': expected train, validation or test")
         rows.append(Listed(str(path.parent / picture), label, SPLITS.get(split)))  # type: ignore[arg-type]  # checked above
@@ -27,7 +29,9 @@ def list_table(path: Path) -> Listing:
         raise DatasetError(f"{path} lists no picture")
     given = [bool(row.split) for row in rows]
     if any(given) and not all(given):
-        raise DatasetError(f"{path}: row {given.index(False) + 1} has no split, others have: fill it in for all or for none")
+        raise DatasetError(
+            f"{path}: row {given.index(False) + 1} has no split, others have: fill it in for all or for none"
+        )
     return Listing(path.stem, tuple(rows))
 
 
@@ -40,7 +44,9 @@ def read_columns(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ..
     missing = [name for name in needed if name not in columns]
     if missing:
         there = ", ".join(columns) or "none"
-        raise DatasetError(f"{path} has no column '{missing[0]}' (it has: {there}): name the columns {', '.join(needed)}")
+        raise DatasetError(
+            f"{path} has no column '{missing[0]}' (it has: {there}): name the columns {', '.join(needed)}"
+        )
     return {name: columns[name] for name in (*needed, *optional) if name in columns}
 
 

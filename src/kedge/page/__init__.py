@@ -1,0 +1,6 @@
+"""Pages: contact sheets of searches and reports of models, each one self-contained HTML file."""
+
+from kedge.page.contact_sheet import contact_sheet
+from kedge.page.report import ReportMaterial, evaluate_to_page, gather_material, report_page
+
+__all__ = ["ReportMaterial", "contact_sheet", "evaluate_to_page", "gather_material", "report_page"]

@@ -1,0 +1,86 @@
+"""Contact sheet: what searches found, as pictures on one page."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from PIL.Image import Image
+
+from kedge.gallery import Hit, SearchResult
+from kedge.page.layout import escape, frame, percent, picture_tag
+from kedge.picture import thumbnail
+
+__all__ = ["contact_sheet"]
+
+
+def contact_sheet(
+    results: Sequence[SearchResult],
+    query_pictures: Sequence[Image],
+    thumbnails: Mapping[str, bytes],
+    *,
+    title: str = "What the search found",
+) -> str:
+    """Return a page with each query and its hits, best first; `thumbnails` are JPEGs by the hits' ids.
+
+    Everything is inside the one file.
+    """
+    count = len(results)
+    head = (
+        f"<h1>{escape(title)}</h1>\n<p class='soft'>{count} {'query' if count == 1 else 'queries'}, hits best first. "
+    )
+    head += "Each query was compared with the anchors, then with the pictures filed under the nearest ones.</p>"
+    if count > 3:
+        links = "".join(f"<li><a href='#q{row}'>{escape(_name(result))}</a></li>" for row, result in enumerate(results))
+        head += f"\n<ol class='jump'>{links}</ol>"
+    sections = [
+        _query(row, result, picture, thumbnails)
+        for row, (result, picture) in enumerate(zip(results, query_pictures, strict=True))
+    ]
+    return frame(title, "\n".join([head, *sections]))
+
+
+def _query(row: int, result: SearchResult, picture: Image, thumbnails: Mapping[str, bytes]) -> str:
+    probed = ", ".join(map(escape, result.probed[:6])) or "none"
+    more = f" and {len(result.probed) - 6} more" if len(result.probed) > 6 else ""
+    asked = (
+        f"{picture_tag(thumbnail(picture), 'query ' + _name(result))}"
+        f"<div class='name' title='{escape(result.query)}'>{escape(_name(result))}</div>"
+        f"<div class='soft'>{'anchor' if len(result.probed) == 1 else 'anchors'} probed: {probed}{more}</div>"
+        f"<div class='bar' aria-hidden='true'><i style='width:{100 * min(1.0, result.scanned_share):.2f}%'></i></div>"
+        f"<div class='soft'>{percent(result.scanned_share)} of the gallery looked at</div>"
+    )
+    hits = "".join(_hit(hit, thumbnails.get(hit.id)) for hit in result.hits)
+    found = f"<ol class='hits'>{hits}</ol>" if hits else "<p class='soft'>Nothing was found: no picture matches.</p>"
+    return (
+        f"<section class='query' id='q{row}' aria-label='query {escape(_name(result))}'>"
+        f"<div class='asked'>{asked}</div><div>{found}</div></section>"
+    )
+
+
+def _hit(hit: Hit, jpeg: bytes | None) -> str:
+    path = hit.path or ""
+    shown = picture_tag(jpeg, f"hit {hit.rank}: {hit.label or path}") if jpeg else "no picture"
+    label = f"<span class='chip' style='--hue:{_hue(hit.label)}'>{escape(hit.label)}</span>" if hit.label else ""
+    elsewhere = f"<div class='soft'>filed under {escape(hit.anchor)}</div>" if hit.anchor != hit.label else ""
+    return (
+        f"<li><figure><div class='shown'>{shown}</div><figcaption>"
+        f"<div class='row'><span>{hit.rank}</span><span title='distance'>{hit.distance:.4g}</span></div>"
+        f"{label}{elsewhere}<div class='path' title='{escape(path)}'>{escape(_short(path))}</div>"
+        f"</figcaption></figure></li>"
+    )
+
+
+def _name(result: SearchResult) -> str:
+    return PurePath(result.query).name or result.query
+
+
+def _short(path: str, most: int = 26) -> str:
+    """Return the end of a path, which tells pictures apart."""
+    parts = PurePath(path).parts[-2:]
+    short = "/".join(parts) if len(parts) == 2 else path
+    return short if len(short) <= most else f"{short[: most // 2 - 1]}…{short[-most // 2 :]}"
+
+
+def _hue(label: str) -> int:
+    """Return the same hue, 0..359, for the same label on every page."""
+    return int.from_bytes(hashlib.blake2b(label.encode("utf-8", "replace"), digest_size=2).digest(), "big") % 360

@@ -1,0 +1,98 @@
+"""Layout: the frame and style that all pages share. A page is one file: no scripts, nothing loaded from elsewhere."""
+
+import base64
+import html
+import io
+
+from PIL import Image
+
+__all__ = ["data_url", "escape", "frame", "percent", "picture_tag"]
+
+STYLE = """
+:root { --ink:#1d2126; --soft:#5d6673; --line:#dfe3e8; --ground:#fafafa; --card:#fff; --accent:#0b6e99; --tint:#e6f1f6 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink:#e8eaed; --soft:#9aa4b2; --line:#353b44; --ground:#16191d; --card:#1e2227; --accent:#5bb8e0; --tint:#1f333e }
+}
+* { box-sizing: border-box }
+body { margin:0; background:var(--ground); color:var(--ink); line-height:1.55;
+  font:16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
+main { max-width:1120px; margin:0 auto; padding:32px 20px 64px }
+h1 { font-size:1.75rem; line-height:1.25; margin:0 0 4px; font-weight:650; letter-spacing:-.01em; overflow-wrap:anywhere }
+h2 { font-size:1.2rem; margin:44px 0 10px; font-weight:620 }
+h3 { font-size:1rem; margin:18px 0 6px; font-weight:600; overflow-wrap:anywhere }
+p { margin:6px 0; max-width:70ch } a { color:var(--accent) }
+.soft { color:var(--soft); font-size:.9rem }
+.card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:16px }
+.figures { display:grid; grid-template-columns:repeat(auto-fit, minmax(190px, 1fr)); gap:14px; margin:22px 0 }
+.figures b { display:block; font-size:2rem; line-height:1.15; font-weight:650; font-variant-numeric:tabular-nums }
+.scroll { overflow-x:auto }
+table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-numeric:tabular-nums }
+th, td { text-align:right; padding:6px 10px; border-bottom:1px solid var(--line); white-space:nowrap }
+th:first-child, td:first-child { text-align:left } thead th { color:var(--soft); font-weight:560 }
+tr.group th { text-align:left; padding-top:18px; color:var(--ink); font-weight:620; white-space:normal }
+tr.own td { background:var(--tint) }
+table.settings td { text-align:left; white-space:normal; overflow-wrap:anywhere }
+.plots { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap:18px }
+.plot { background:#fff; border:1px solid var(--line); border-radius:10px; padding:10px } .plot svg { width:100%; height:auto }
+.strip { display:flex; flex-wrap:wrap; gap:8px }
+.strip img { width:72px; height:72px; object-fit:cover; border-radius:6px; background:var(--line) }
+img.small { image-rendering:pixelated }
+.query { display:grid; grid-template-columns:200px 1fr; gap:24px; padding:26px 0; border-top:1px solid var(--line) }
+.query .asked img { width:100%; border-radius:10px; display:block; background:var(--line) }
+.asked .name { font-weight:620; overflow-wrap:anywhere; margin-top:8px }
+.bar { height:6px; border-radius:3px; background:var(--line); margin:4px 0 2px; overflow:hidden }
+.bar i { display:block; height:100%; background:var(--accent); min-width:2px }
+.hits { display:grid; grid-template-columns:repeat(auto-fill, minmax(118px, 1fr)); gap:14px; list-style:none; margin:0; padding:0 }
+.hits figure { margin:0 } .hits .shown { aspect-ratio:1; border-radius:8px; overflow:hidden; background:var(--line);
+  display:flex; align-items:center; justify-content:center; color:var(--soft); font-size:.8rem }
+.hits img { width:100%; height:100%; object-fit:contain; display:block }
+figcaption { font-size:.82rem; line-height:1.35; margin-top:5px }
+figcaption .row { display:flex; justify-content:space-between; gap:6px; font-variant-numeric:tabular-nums }
+.chip { display:inline-block; max-width:100%; padding:1px 8px; border-radius:9px; font-size:.8rem; overflow:hidden;
+  text-overflow:ellipsis; white-space:nowrap; vertical-align:bottom;
+  background:hsl(var(--hue) 60% 90%); color:hsl(var(--hue) 75% 22%) }
+@media (prefers-color-scheme: dark) { .chip { background:hsl(var(--hue) 35% 26%); color:hsl(var(--hue) 70% 86%) } }
+.path { color:var(--soft); overflow:hidden; text-overflow:ellipsis; white-space:nowrap }
+.jump { columns:180px auto; font-size:.9rem; margin:16px 0; padding-left:18px } .jump li { overflow-wrap:anywhere }
+dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 18px; font-size:.92rem } dt { font-weight:620 } dd { margin:0 }
+summary { cursor:pointer; color:var(--accent) }
+footer { margin-top:56px; color:var(--soft); font-size:.85rem }
+@media (max-width:640px) { .query { grid-template-columns:1fr } .query .asked { max-width:180px } dl { grid-template-columns:1fr }
+  main { padding:22px 14px 48px } }
+@media print { body { background:#fff } .query, .card, .plot { break-inside:avoid } }
+"""
+
+# Pictures below this size are shown enlarged, and a blur would hide what there is.
+SMALL = 65
+
+
+def escape(value: object) -> str:
+    """Return text for HTML, also inside an attribute's quotes; what UTF-8 cannot say (odd file names) is replaced."""
+    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+def frame(title: str, body: str) -> str:
+    """Return a whole page around a body."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n"
+        "<footer>Made by Kedge.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share as percent: 0.1234 -> 12.3 %."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def data_url(jpeg: bytes) -> str:
+    """Return a picture as a URL that holds it."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def picture_tag(jpeg: bytes, description: str) -> str:
+    """Return an image that says what it shows; small ones keep their pixels sharp when enlarged."""
+    with Image.open(io.BytesIO(jpeg)) as image:
+        small = ' class="small"' if max(image.size) < SMALL else ""
+    return f'<img{small} src="{data_url(jpeg)}" alt="{escape(description)}">'

@@ -1,0 +1,223 @@
+"""Report page: what was measured of a model, with its protocol, plots and example pictures."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.anchors import Anchors
+from kedge.datasets import Dataset
+from kedge.encoder import Encoder
+from kedge.errors import InputError, PictureError
+from kedge.evaluation import DEFAULT_PROBES, Probes, Report, SearchFigures, evaluate_dataset, load_for
+from kedge.model import REPORT, Model
+from kedge.page import plots
+from kedge.page.layout import escape, frame, percent, picture_tag
+from kedge.picture import read_picture, thumbnail
+
+__all__ = ["ReportMaterial", "evaluate_to_page", "gather_material", "report_page"]
+
+MOST_MAPPED, EXAMPLES, SHOWN_CLASSES = 600, 6, 5
+GLOSSARY = {
+    "mAP": "mean average precision: for each query, the precision at the rank of every relevant picture, summed and divided "
+    "by the number of relevant pictures in the gallery; the mean over queries. What was not returned counts as missed.",
+    "P@k": "share of relevant pictures among the first k; always divided by k.",
+    "R@k": "share of queries with a relevant picture among the first k.",
+    "relevant": "a gallery picture is relevant when it has the query's class.",
+    "probes": "how many of the nearest anchors the search looks under. Evaluation never looks under more.",
+    "exact": "finds what exhaustive search finds, and leaves out what bounds show to be too far.",
+    "looked at": "share of the gallery's pictures that a query was compared with, in a search for 100.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ReportMaterial:
+    """What a report draws: a sample of test vectors (n, d) with labels (n,), the anchors, and example JPEGs by class."""
+
+    vectors: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    anchors: Anchors
+    examples: Mapping[str, Sequence[bytes]]
+
+
+def gather_material(model: Model, dataset: Dataset) -> ReportMaterial:
+    """Encode a sample of the test pictures, spread evenly over them, and read a few of each class to show."""
+    encoder = Encoder(model)
+    rows = np.unique(np.linspace(0, len(dataset.test) - 1, min(MOST_MAPPED, len(dataset.test))).astype(np.int64))
+    decoded = dataset.test[rows].decode(encoder.image_size)
+    examples: dict[str, list[bytes]] = {}
+    for path, label in zip(dataset.test.paths, dataset.test.labels, strict=True):
+        shown = examples.setdefault(dataset.classes[label], [])
+        if len(shown) < EXAMPLES:
+            try:
+                shown.append(thumbnail(read_picture(path, at_least=256).image))
+            except PictureError:
+                continue
+    vectors = encoder.encode(decoded.pixels)
+    return ReportMaterial(vectors, decoded.labels, dataset.classes, model.search_anchors, examples)
+
+
+def evaluate_to_page(model: str | Path, data: str | Path, *, probes: Sequence[Probes] = DEFAULT_PROBES) -> Report:
+    """Measure a model as `kedge.evaluate` does, and write the page into the model folder."""
+    opened = Model.load(model)
+    dataset = load_for(opened, data)
+    report = evaluate_dataset(opened, dataset, probes=probes)
+    _write(opened.folder / REPORT, report_page(opened, report, gather_material(opened, dataset)))
+    return report
+
+
+def report_page(model: Model, report: Report | None, material: ReportMaterial | None) -> str:
+    """Return the page; without a report or material, the parts that need them are left out."""
+    trained = model.card.trained
+    name = report.dataset if report else str(trained.get("dataset", "pictures"))
+    title = f"{name}: how well does it retrieve?"
+    made = f"Model {escape(model.fingerprint)}, {escape(trained.get('loss', '?'))} on {escape(trained.get('backbone', '?'))}"
+    parts = [f"<h1>{escape(title)}</h1>\n<p class='soft'>{made}, made {escape(model.card.created_at[:10])}.</p>"]
+    if report:
+        parts += [_headline(report), _protocol(report), _search_table(report)]
+    parts.append(_plots(model, report, material))
+    if report and material:
+        parts.append(_classes(report, material))
+    parts += [_settings(trained), _glossary()]
+    return frame(title, "\n".join(part for part in parts if part))
+
+
+def _headline(report: Report) -> str:
+    row = report.figures("exhaustive", report.distance)
+    figures = [
+        (percent(row.map), "mAP: how far up the ranking the right pictures stand"),
+        (percent(row.precision_at["20"]), "of the first 20 pictures found show the same class"),
+        (percent(row.recall_at["1"]), "of the queries find their class with the first picture"),
+    ]
+    probed = _find(report, "nearest", 1)
+    if probed:
+        figures.append((percent(probed.scanned_share), "of the gallery looked at, with one anchor probed"))
+    cards = "".join(
+        f"<div class='card'><b>{value}</b><span class='soft'>{text}</span></div>" for value, text in figures
+    )
+    return f"<div class='figures'>{cards}</div>"
+
+
+def _protocol(report: Report) -> str:
+    lonely = report.queries_without_relevant
+    left_out = f" {lonely} queries have no relevant picture and are left out of the means." if lonely else ""
+    distance = "Euclidean distance (L2)" if report.distance == "l2" else "cosine"
+    return (
+        f"<p>{report.queries:,} test pictures, never trained on, searched among {report.gallery:,} training pictures of "
+        f"{report.classes:,} classes. A picture counts as right when it has the query's class. Vectors have {report.dim} "
+        f"dimensions; the figures above rank all pictures by {distance}, the model's own distance.{left_out}</p>"
+    )
+
+
+def _search_table(report: Report) -> str:
+    groups = [
+        (None, "Exhaustive: the query is compared with every picture"),
+        ("nearest", "Two-stage, pictures filed under their nearest anchor: needs no label"),
+        ("label", "Two-stage, pictures filed under their label's anchor: this turns retrieval into classification"),
+    ]
+    heads = "".join(f"<th scope='col'>{head}</th>" for head in _COLUMNS)
+    rows = ""
+    for filed_by, text in groups:
+        chosen = [row for row in report.search if row.filed_by == filed_by]
+        if chosen:
+            rows += f"<tr class='group'><th colspan='{len(_COLUMNS)}' scope='colgroup'>{text}</th></tr>"
+            rows += "".join(_search_row(row, own=row.distance == report.distance) for row in chosen)
+    return (
+        "<h2>Ways to search</h2><p class='soft'>Lines by the model's own distance are tinted.</p>"
+        f"<div class='scroll card'><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+_COLUMNS = ("search", "mAP, %", "P@20", "P@100", "R@1", "R@5", "R@10", "looked at", "ms a query")
+
+
+def _search_row(row: SearchFigures, *, own: bool) -> str:
+    way = "all" if row.probes is None else "exact" if row.probes == "exact" else f"probes {row.probes}"
+    name = f"{'L2' if row.distance == 'l2' else 'cosine'}, {way}"
+    shares = (row.map, row.precision_at["20"], row.precision_at["100"], *(row.recall_at[k] for k in ("1", "5", "10")))
+    cells = [name, *(f"{100 * share:.1f}" for share in shares)]
+    cells += [percent(row.scanned_share), f"{row.milliseconds_per_query:.2f}"]
+    return f"<tr{' class=own' if own else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _plots(model: Model, report: Report | None, material: ReportMaterial | None) -> str:
+    metrics = model.metrics()
+    drawn = []
+    if report and report.precision_recall:
+        drawn.append(("precision by recall", plots.precision_recall(report.precision_recall)))
+    if any("validation_map" in line for line in metrics):
+        drawn.append(("validation mAP by epoch", plots.metric_by_epoch(metrics)))
+    if metrics:
+        drawn.append(("loss terms by epoch", plots.terms_by_epoch(metrics)))
+    if material and len(material.vectors):
+        map_ = plots.embedding_map(material.vectors, material.labels, material.classes, material.anchors)
+        drawn.append(("map of the embeddings", map_))
+    drawn.append(("distances between anchors", plots.anchor_distances(model.search_anchors)))
+    figures = "".join(f"<div class='plot' role='img' aria-label='{name}'>{svg}</div>" for name, svg in drawn)
+    return f"<h2>Plots</h2><div class='plots'>{figures}</div>"
+
+
+def _classes(report: Report, material: ReportMaterial) -> str:
+    scored = sorted(((ap, name) for name, ap in report.per_class.items() if ap is not None), reverse=True)
+    if not scored:
+        return ""
+    shown = min(SHOWN_CLASSES, max(1, len(scored) // 2))
+    parts = [("Best classes", scored[:shown]), ("Worst classes", scored[::-1][:shown])] if len(scored) > 1 else []
+    strips = "".join(
+        f"<div class='card'><h3 style='margin-top:0'>{heading}</h3>"
+        + "".join(_class_strip(name, ap, material.examples.get(name, ())) for ap, name in chosen)
+        + "</div>"
+        for heading, chosen in parts or [("Classes", scored)]
+    )
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{100 * ap:.1f}</td></tr>" for ap, name in scored)
+    table = (
+        f"<details><summary>All {len(scored)} classes</summary><div class='scroll'><table><thead><tr><th>class</th>"
+        f"<th>AP, %</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
+    return f"<h2>Classes, by average precision</h2><div class='plots'>{strips}</div>{table}"
+
+
+def _class_strip(name: str, ap: float, examples: Sequence[bytes]) -> str:
+    pictures = "".join(picture_tag(jpeg, f"a test picture of {name}") for jpeg in examples)
+    return f"<h3>{escape(name)} <span class='soft'>{percent(ap)}</span></h3><div class='strip'>{pictures}</div>"
+
+
+def _settings(trained: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{escape(value)}</td></tr>" for name, value in trained.items()
+    )
+    if not rows:
+        return ""
+    return (
+        "<h2>How it was trained</h2><details><summary>All settings and counts</summary>"
+        f"<table class='settings'><tbody>{rows}</tbody></table></details>"
+    )
+
+
+def _glossary() -> str:
+    entries = "".join(f"<dt>{word}</dt><dd>{text}</dd>" for word, text in GLOSSARY.items())
+    return f"<h2>What the words mean</h2><dl>{entries}</dl>"
+
+
+def _find(report: Report, filed_by: str, probes: Probes) -> SearchFigures | None:
+    wanted = (report.distance, filed_by, probes)
+    return next((row for row in report.search if (row.distance, row.filed_by, row.probes) == wanted), None)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the place and rename, so that a page is whole or the old one."""
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            file.write(text)
+        Path(file.name).chmod(0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}): copy the model to where you may write"
+        ) from error

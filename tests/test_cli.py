@@ -1,0 +1,121 @@
+"""The command line: the contract's JSON, one line and an exit code for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models import make_model
+from tests.pictures import draw_classes
+
+
+def kedge(*words, folder=None):
+    return subprocess.run(
+        [sys.executable, "-m", "kedge", *map(str, words)], capture_output=True, text=True, cwd=folder, timeout=300
+    )
+
+
+def mistake(*words, folder=None):
+    """Run what cannot work; return its one line."""
+    done = kedge(*words, folder=folder)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos of three classes, a model and a gallery that holds them."""
+    root = tmp_path_factory.mktemp("place")
+    draw_classes(root / "photos", ["red", "green", "blue"], each=8, size=32, seed=0)
+    make_model(root / "model")
+    assert kedge("create", root / "gallery", "--model", root / "model").returncode == 0
+    (root / "photos" / "red" / "broken.png").write_bytes(b"no picture")
+    done = kedge("add", root / "gallery", root / "photos", "--json")
+    assert done.returncode == 0, done.stderr
+    added = json.loads(done.stdout)
+    assert (added["added"], added["updated"], added["unchanged"]) == (24, 0, 0)
+    assert [Path(failure["path"]).name for failure in added["failed"]] == ["broken.png"]
+    return root
+
+
+def test_search_json(place):
+    query = next((place / "photos" / "green").iterdir())
+    done = kedge("search", place / "gallery", query, query, "-k", "3", "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["query"] for line in lines] == [str(query)] * 2
+    hit = lines[0]["hits"][0]
+    assert set(hit) == {"rank", "id", "path", "label", "distance", "anchor"}
+    assert (hit["rank"], hit["label"], hit["distance"]) == (1, "green", pytest.approx(0, abs=1e-3))
+    assert hit["path"] == str(query)
+    assert lines[0]["probed"][0] in ("red", "green", "blue")
+    assert 0 < lines[0]["scanned_share"] <= 1
+
+
+def test_exact_search_filter_and_page(place, tmp_path):
+    query = next((place / "photos" / "green").iterdir())
+    page = tmp_path / "hits.html"
+    done = kedge("search", place / "gallery", query, "--exact", "--where", "label = 'blue'", "--html", page)
+    assert done.returncode == 0, done.stderr
+    assert "<html" in page.read_text("utf-8")
+    assert done.stdout.count("blue") >= 8
+
+
+def test_info_of_both_kinds(place):
+    for name, kind in (("model", "model"), ("gallery", "gallery")):
+        said = json.loads(kedge("info", place / name, "--json").stdout)
+        assert {"kind", "pictures", "labels", "model", "anchors", "dim"} <= set(said)
+        assert said["kind"] == kind
+    assert said["pictures"] == 24
+    assert "24" in kedge("info", place / "gallery").stdout
+
+
+def test_evaluate_json(place):
+    data = place / "photos"
+    found = json.loads(kedge("evaluate", place / "model", data, "--json", "--probes", "1,exact").stdout)
+    assert {row["probes"] for row in found["search"]} == {None, 1, "exact"}
+    assert set(found["per_class"]) == {"red", "green", "blue"}
+    assert (place / "model" / "report.html").is_file()
+
+
+def test_remove(place, tmp_path):
+    gallery = tmp_path / "gallery"
+    kedge("create", gallery, "--model", place / "model")
+    kedge("add", gallery, place / "photos")
+    assert json.loads(kedge("remove", gallery, "--where", "label = 'red'", "--json").stdout) == {"removed": 8}
+    assert "removed 0" in kedge("remove", gallery, "--where", "label = 'red'").stdout
+    assert "id" in mistake("remove", gallery)
+    assert "none was removed" in mistake("remove", gallery, "--id", "unknown")
+
+
+def test_mistakes_are_one_line_that_says_what_to_do(place, tmp_path):
+    gallery, query = place / "gallery", next((place / "photos" / "red").glob("0*"))
+    assert "digits" in mistake("train", "digit", "--out", tmp_path / "m")
+    assert "resnet18" in mistake("train", place / "photos", "--out", tmp_path / "m", "--backbone", "resnet-18")
+    assert "exists already" in mistake("train", place / "photos", "--out", place / "model")
+    assert "cam-sphere" in mistake("train", place / "photos", "--out", tmp_path / "m", "--loss", "camsphere")
+    assert "kedge train" in mistake("evaluate", tmp_path / "none", place / "photos")
+    assert "kedge create" in mistake("search", tmp_path / "none", query)
+    assert "1 or more" in mistake("search", gallery, query, "-k", "0")
+    assert "exclude" in mistake("search", gallery, query, "--probes", "2", "--exact")
+    assert "order" in mistake("search", gallery, query, "--order", "colour")
+    assert "label" in mistake("search", gallery, query, "--where", "lable = 'red'")
+    assert "no such file" in mistake("search", gallery, tmp_path / "none.jpg")
+    assert "--probes" in mistake("evaluate", place / "model", place / "photos", "--probes", "one")
+    assert "none.csv" in mistake("add", gallery, place / "photos", "--labels", tmp_path / "none.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_instant_and_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['kedge', '--help']\n"
+        "from kedge.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'lance', 'onnxruntime', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
