@@ -18,7 +18,8 @@ __all__ = ["Dataset", "Decoded", "Listed", "Listing", "Split", "SplitName", "div
 
 SplitName = Literal["train", "validation", "test"]
 TEST_SHARE = 0.2
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Split:
                 return error
 
         pixels = np.empty((len(self), size, size, 3), dtype=np.uint8)
-        kept, failures = [], []
+        kept: list[int] = []
+        failures: list[PictureError] = []
         for row, found in enumerate(_parallel(read, self.paths)):
             if isinstance(found, PictureError):
                 failures.append(found)
@@ -92,7 +94,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled pictures in splits. `gallery` is the whole training set: train and validation, before a few-shot draw."""
+    """Labelled pictures in splits.
+
+    `gallery` is the whole training set: train and validation, before a few-shot draw.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -185,10 +190,8 @@ def _read_contents(listed: Sequence[Listed]) -> tuple[list[_Row], list[PictureEr
         except OSError as error:
             return PictureError(row.path, error.strerror or str(error))
 
-    rows, skipped = [], []
-    for found in _parallel(read, listed):
-        (skipped if isinstance(found, PictureError) else rows).append(found)  # type: ignore[attr-defined]  # either list
-    return rows, skipped
+    found = list(_parallel(read, listed))
+    return [row for row in found if isinstance(row, _Row)], [row for row in found if isinstance(row, PictureError)]
 
 
 def _without_contradictions(rows: Sequence[_Row]) -> tuple[list[_Row], list[str]]:
@@ -209,7 +212,8 @@ def _with_splits(rows: Sequence[_Row], seed: int, membership: Mapping[str, Split
     known = [replace(row, split=membership.get(row.content, row.split)) for row in rows]
     undivided = [row for row in known if row.split is None]
     train, test = _take(undivided, TEST_SHARE, seed, most=None)
-    split_of = {**{row.path: "train" for row in train}, **{row.path: "test" for row in test}}
+    split_of: dict[str, SplitName] = {row.path: "train" for row in train}
+    split_of |= {row.path: "test" for row in test}
     return [replace(row, split=row.split or split_of[row.path]) for row in known]
 
 
@@ -258,7 +262,7 @@ def _check_classes(classes: Sequence[str], train: Sequence[_Row], membership: Ma
             )
         if counts[name] == 1 and not membership:
             raise DatasetError(
-                f"class '{name}' has one training picture, and nothing to compare it with: add more, or remove the class"
+                f"class '{name}' has one training picture, and nothing to compare it with: add more, or remove it"
             )
 
 

@@ -93,7 +93,7 @@ def _food101() -> Listing:
     rows = []
     for split in ("train", "test"):
         for line in (root / "meta" / f"{split}.txt").read_text("utf-8").split():
-            rows.append(Listed(str(root / "images" / f"{line}.jpg"), line.split("/")[0], split))  # type: ignore[arg-type]
+            rows.append(Listed(str(root / "images" / f"{line}.jpg"), line.split("/")[0], split))
     return Listing("food101", tuple(rows))
 
 

@@ -24,7 +24,7 @@ def list_table(path: Path) -> Listing:
             )
         if split and split not in SPLITS:
             raise DatasetError(f"{path}: row {number} has split '{split}': expected train, validation or test")
-        rows.append(Listed(str(path.parent / picture), label, SPLITS.get(split)))  # type: ignore[arg-type]  # checked above
+        rows.append(Listed(str(path.parent / picture), label, SPLITS.get(split)))
     if not rows:
         raise DatasetError(f"{path} lists no picture")
     given = [bool(row.split) for row in rows]
