@@ -154,8 +154,10 @@ def main():
     first = next(iter(reports.values()))[0]
     print(
         f"{first['dataset']}: {first['classes']} classes, {first['queries']} queries, gallery of {first['gallery']}; "
-        f"seeds {' '.join(map(str, options.seeds))}, mean ± standard deviation; P@k and R@1 by the model's own distance. "
-        f"{date.today()}, kedge {version('kedge')}, torch {version('torch')}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"seeds {' '.join(map(str, options.seeds))}, mean ± standard deviation; "
+        f"P@k and R@1 by the model's own distance. "
+        f"{date.today()}, kedge {version('kedge')}, torch {version('torch')}, {platform.machine()}, "
+        f"{os.cpu_count()} cores, "
         f"{options.parallel} runs side by side.\n"
     )
     loss_table(reports, seconds)

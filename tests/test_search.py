@@ -35,10 +35,10 @@ def vectors_of(kind, seed, count=120, queries=7, dim=6, anchors=5):
     return vectors.astype(np.float32), near.astype(np.float32), points.astype(np.float32)
 
 
-def same_up_to_ties(found, expected, vectors, queries):
+def same_up_to_ties(found, expected):
     """Distances are equal to the bit; where the rows differ, so must only equally distant ones."""
     assert np.array_equal(found.distances, expected.distances)
-    for row in range(len(queries)):
+    for row in range(len(found.ids)):
         differ = found.ids[row] != expected.ids[row]
         assert np.array_equal(found.distances[row][differ], expected.distances[row][differ])
         ids = found.ids[row][found.ids[row] >= 0]
@@ -66,7 +66,7 @@ def test_exact_equals_exhaustive(kind, seed, k, dim, anchors, by_label, masked):
     index = TwoStageIndex(vectors, points, buckets)
     expected = index.search_exhaustive(queries, k, allowed=allowed)
     found = index.search(queries, k, "exact", allowed=allowed)
-    same_up_to_ties(found, expected, vectors, queries)
+    same_up_to_ties(found, expected)
     assert (found.scanned <= expected.scanned).all()
 
 
@@ -150,7 +150,7 @@ def test_more_anchors_than_the_table_of_pairs_is_kept_for():
     for anchors in (3, 4, 5, 40):
         vectors, queries, points = vectors_of("clustered", 1, count=500, dim=8, anchors=anchors)
         index = TwoStageIndex(vectors, points)
-        same_up_to_ties(index.search(queries, 7, "exact"), index.search_exhaustive(queries, 7), vectors, queries)
+        same_up_to_ties(index.search(queries, 7, "exact"), index.search_exhaustive(queries, 7))
 
 
 def test_coinciding_anchors():
@@ -158,7 +158,7 @@ def test_coinciding_anchors():
     points[3] = points[0]
     points[4] = points[0] + 1e-6
     index = TwoStageIndex(vectors, points)
-    same_up_to_ties(index.search(queries, 9, "exact"), index.search_exhaustive(queries, 9), vectors, queries)
+    same_up_to_ties(index.search(queries, 9, "exact"), index.search_exhaustive(queries, 9))
 
 
 def test_empty_index_and_empty_batch():

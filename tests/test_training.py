@@ -37,7 +37,7 @@ def trained(photos, tmp_path_factory):
     return kedge.train(photos, out, **FAST)
 
 
-def test_model_folder_is_whole_and_readable(trained, photos):
+def test_model_folder_is_whole_and_readable(trained):
     names = {path.name for path in trained.folder.iterdir()}
     assert names == {
         "kedge.json",
@@ -149,7 +149,7 @@ def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
     assert not partial.exists()
 
 
-def test_resume_state_is_no_arbitrary_pickle(photos, tmp_path):
+def test_resume_state_is_no_arbitrary_pickle(tmp_path):
     settings = TrainingConfig.model_construct(
         **{**TrainingConfig().model_dump(), **LOSSES["cam"].settings, "epochs": 1, "batch_size": 8}
     )

@@ -8,12 +8,16 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 import kedge
 from kedge.errors import InputError, KedgeError
+
+if TYPE_CHECKING:
+    from kedge.intake import FileBy
+    from kedge.queries import Order
 
 __all__ = ["app", "main"]
 
@@ -154,7 +158,7 @@ def add(
     from kedge.progress import progress_bar
 
     with kedge.Gallery.open(gallery) as opened, progress_bar("adding") as progress:
-        report = opened.add(*paths, labels=labels, file_by=file_by, progress=progress)
+        report = opened.add(*paths, labels=labels, file_by=cast("FileBy", file_by), progress=progress)
     if json_:
         failed = [{"path": failure.path, "reason": failure.reason} for failure in report.failed]
         counts = {"added": report.added, "updated": report.updated, "unchanged": report.unchanged}
@@ -196,8 +200,8 @@ def search(
     if exact and probes is not None:
         raise InputError("--probes and --exact exclude each other: give one of them")
     with kedge.Gallery.open(gallery) as opened:
-        chosen: int | str = "exact" if exact else 1 if probes is None else probes
-        results = opened.search_many(pictures, k, chosen, order=order, where=where)
+        chosen: int | Literal["exact"] = "exact" if exact else 1 if probes is None else probes
+        results = opened.search_many(pictures, k, chosen, order=cast("Order", order), where=where)
         if html:
             _write_contact_sheet(opened, pictures, results, html)
     for result in results:
@@ -255,7 +259,7 @@ def _write_contact_sheet(gallery: Any, pictures: list[Path], results: list[Any],
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _probes_list(text: str) -> tuple[int | str, ...]:
+def _probes_list(text: str) -> tuple[int | Literal["exact"], ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part == "exact" or (part.isdigit() and int(part) > 0) for part in parts):
         raise InputError(f"--probes takes numbers from 1 and 'exact', separated by commas, not '{text}'")

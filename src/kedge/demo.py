@@ -37,9 +37,8 @@ def run_demo(out: Path) -> None:
     page.write_text(contact_sheet(results, images, thumbnails), "utf-8")
 
     scores = model.card.scores["test"]
-    print(
-        f"Done in {time.monotonic() - started:.0f} s. mAP of {len(dataset.test)} test digits: {100 * scores['map']:.1f} %."
-    )
+    took = time.monotonic() - started
+    print(f"Done in {took:.0f} s. mAP of {len(dataset.test)} test digits: {100 * scores['map']:.1f} %.")
     print("Look at")
     print(f"  {page}   queries and what they found")
     print(f"  {out / 'model' / 'report.html'}   how well it retrieves, and how it learned")

@@ -179,8 +179,8 @@ def evaluate_vectors(
 ) -> Report:
     """Measure raw vectors, (queries, d) and (gallery, d), with labels that number `classes`.
 
-    Every mode is measured by L2 and by cosine (vectors and anchors made unit length). leave_one_out: queries and gallery
-    are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
+    Every mode is measured by L2 and by cosine (vectors and anchors made unit length). leave_one_out: queries and
+    gallery are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
     """
     _check_probes(probes)
     _check_vectors(queries, query_labels, gallery, gallery_labels, anchors)
@@ -242,7 +242,7 @@ class _Setting:
 
 @dataclass(frozen=True, eq=False)
 class _Way:
-    """One way to search: which bucket each picture is in, how near each query is to each anchor, how many are probed."""
+    """One way to search: `buckets` says under which anchor each picture is filed."""
 
     distance: Distance
     filed_by: FiledBy | None

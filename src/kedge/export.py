@@ -55,7 +55,7 @@ def _check_graph(path: Path, pictures: np.ndarray[Any, Any], expected: np.ndarra
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"pictures": pictures})
-    error = float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))
+    error = float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-12)
     if not error <= TOLERANCE:
         raise WorkError(f"the exported graph differs from the network by {error:.1e} (at most {TOLERANCE:.0e} allowed)")
 

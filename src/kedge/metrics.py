@@ -19,7 +19,7 @@ Figures = npt.NDArray[np.float64]
 def average_precision(relevance: Mask, relevant: npt.NDArray[np.int64], returned: Mask | None = None) -> Figures:
     """Return the AP of each query, shape (queries,); NaN where the gallery holds no relevant picture.
 
-    AP = sum over ranks r of relevant pictures of precision@r, divided by the number of relevant pictures in the gallery.
+    AP = sum over ranks r of relevant pictures of precision@r, divided by the number of relevant pictures there are.
     """
     found = relevance if returned is None else relevance & returned
     query, place = np.nonzero(found)
@@ -29,17 +29,19 @@ def average_precision(relevance: Mask, relevant: npt.NDArray[np.int64], returned
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     hits = np.arange(1, len(query) + 1) - firsts
     sums = np.bincount(query, weights=hits / ranks, minlength=len(relevance))
-    return np.divide(sums, relevant, out=np.full(len(relevance), np.nan), where=relevant > 0)
+    found_precision: Figures = np.full(len(relevance), np.nan)
+    np.divide(sums, relevant, out=found_precision, where=relevant > 0)
+    return found_precision
 
 
 def precision_at(relevance: Mask, k: int, returned: Mask | None = None) -> Figures:
     """Return the share of relevant pictures among the first k, shape (queries,); always divided by k."""
-    return _first(relevance, k, returned).sum(axis=1) / k
+    return np.asarray(_first(relevance, k, returned).sum(axis=1) / k)
 
 
 def hit_at(relevance: Mask, k: int, returned: Mask | None = None) -> Figures:
     """Return 1 for each query with a relevant picture among the first k, else 0; the mean over queries is R@k."""
-    return _first(relevance, k, returned).any(axis=1).astype(np.float64)
+    return np.asarray(_first(relevance, k, returned).any(axis=1), dtype=np.float64)
 
 
 def _first(relevance: Mask, k: int, returned: Mask | None) -> Mask:

@@ -1,5 +1,7 @@
 """Network: a backbone, pooled features and an embedding head, as one graph from uint8 pictures to embeddings."""
 
+from itertools import pairwise
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,8 @@ class Network(nn.Module):
     """Pictures (n, s, s, 3) uint8, or floats in 0..255 -> (embeddings (n, d), pooled features (n, f)).
 
     The backbone sees the middle `view_size` pixels: what it is trained on are cuts of that size, and on whole pictures
-    it does worse (by a tenth of the mAP at 64 px). `dim=None` leaves the head out: the embedding is then the pooled features. `on_sphere` makes embeddings unit length
-    as part of the network, as the losses on the sphere mean them.
+    it does worse (by a tenth of the mAP at 64 px). `dim=None` leaves the head out: the embedding is then the pooled
+    features. `on_sphere` makes embeddings unit length as part of the network, as the losses on the sphere mean them.
     """
 
     mean: Tensor
@@ -43,7 +45,7 @@ class Network(nn.Module):
         # 7/8 of the picture where the backbone takes it, a multiple of 4.
         self.view_size = max(8, image_size * 7 // 8 // 4 * 4) if accepts_any_size(backbone) else image_size
         self.backbone = build_backbone(backbone, image_size=self.view_size, pretrained=pretrained)
-        self.feature_dim = int(self.backbone.num_features)
+        self.feature_dim = int(self.backbone.num_features)  # type: ignore[arg-type]  # a number, typed as any attribute
         self.head = nn.Linear(self.feature_dim, dim) if dim else nn.Identity()
         self.dim = dim or self.feature_dim
         self.on_sphere = on_sphere
@@ -110,9 +112,7 @@ class _HalfResNet10(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
         widths = (32, 32, 64, 128, 256)
-        self.stages = nn.Sequential(
-            *(_stage(before, width) for before, width in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.stages = nn.Sequential(*(_stage(before, width) for before, width in pairwise(widths)))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -7,6 +7,7 @@ the radius, the half-space between two anchors, and the least such gap.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -69,7 +70,8 @@ class _Found:
 
     def settle(self) -> None:
         """Keep the k best of each query: by rank, then distance, then row."""
-        query, row, distance, rank = map(np.concatenate, (self._query, self._row, self._distance, self._rank))
+        query, row, rank = np.concatenate(self._query), np.concatenate(self._row), np.concatenate(self._rank)
+        distance = np.concatenate(self._distance)
         order = np.lexsort((row, distance, rank, query))
         sorted_query = query[order]
         position = np.arange(len(order)) - np.searchsorted(sorted_query, sorted_query)
@@ -200,7 +202,7 @@ class TwoStageIndex:
         found = _Found(len(near), k)
         edges = np.flatnonzero(np.diff(asked, prepend=-1, append=-1))
         ranks = np.zeros(len(near), dtype=np.int64)
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
+        for first, last in pairwise(edges.tolist()):
             start, stop = self._starts[asked[first]], self._starts[asked[first] + 1]
             if start == stop:
                 continue
@@ -230,8 +232,8 @@ class TwoStageIndex:
         """Return (query, row, distance) of all pairs that can be among the k nearest of places start..stop.
 
         A matrix product preselects. With u = 2^-24, A its squared distance, T the true one and C that of `_distances`:
-        |A - T| <= E = 2 (d + 8) u (|q| + |x|)^2, and |C - T| <= 3 s T with s = (d + 4) u. Let a be the k-th least A of a
-        query. Then k places have C <= (a + E)(1 + 3 s), and whatever has a C as small has A <= (a + E)(1 + 8 s) + E.
+        |A - T| <= E = 2 (d + 8) u (|q| + |x|)^2, and |C - T| <= 3 s T with s = (d + 4) u. Let a be the k-th least A
+        of a query. Then k places have C <= (a + E)(1 + 3 s), and what has a C as small has A <= (a + E)(1 + 8 s) + E.
         """
         places = np.arange(start, stop) if usable is None else start + np.flatnonzero(usable[start:stop])
         block = self._vectors[start:stop] if usable is None else self._vectors[places]
@@ -329,13 +331,15 @@ class TwoStageIndex:
         """Return how far rounding can move a bound or a distance, beyond what is relative to the distance.
 
         Squared distances to anchors come from float64 products: off by e = 2 (d + 4) 2^-53 (|q| + |c|)^2, so a distance
-        is off by sqrt(e), and a half-space by e / |c_i - c_j|, which is less, as anchors closer than LEAST_ANCHOR_DISTANCE
-        are left out. Stored radii are rounded to float32, off by 2^-24 of themselves; stored gaps are rounded down. A
-        computed distance is off by s = (d + 4) 2^-24 of itself. So a vector whose computed bound is above
-        tau (1 + 4 s) + slack has a true distance above tau (1 + 3 s), and a computed one above tau.
+        is off by sqrt(e), and a half-space by 2 e / |c_i - c_j|, once for the query and once for the vector. Stored
+        radii are rounded to float32, off by 2^-24 of themselves; stored gaps are rounded down. A computed distance is
+        off by s = (d + 4) 2^-24 of itself. So a vector whose computed bound is above tau (1 + 4 s) + slack has a true
+        distance above tau (1 + 3 s), and a computed one above tau.
         """
         reach = float(np.linalg.norm(query.astype(np.float64))) + self._largest
-        return float(4 * np.sqrt((self.dim + 4) * 2.0**-52) * reach + 2.0**-22 * reach)
+        error = 2 * (self.dim + 4) * 2.0**-53 * reach**2
+        nearest = LEAST_ANCHOR_DISTANCE * max(self._largest, 1e-300)
+        return float(2 * np.sqrt(error) + 4 * error / nearest + 2.0**-22 * reach)
 
     # What is worked out once
 

@@ -104,7 +104,7 @@ def train(
             return Anchors(dataset.classes, unit_length(learned) if recipe.on_sphere else learned.copy())
         return Anchors.from_means(dataset.classes, unit_length(vectors) if distance == "cosine" else vectors, labels)
 
-    unit_vectors = recipe.on_sphere and resolved.features == "embedding" or resolved.features == "joint"
+    unit_vectors = (recipe.on_sphere and resolved.features == "embedding") or resolved.features == "joint"
     distance, scores = _choose_distance(
         resolved,
         unit_vectors,
@@ -155,7 +155,7 @@ def _resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tr
         "backbone": backbone,
         "image_size": max(side, least_image_size(backbone)),
         "dim": min(512, 64 * -(-classes // 64)),
-        "epochs": min(MOST_EPOCHS, max(LEAST_EPOCHS, passes)) if recipe.build else 0,
+        "epochs": min(MOST_EPOCHS, max(LEAST_EPOCHS, passes)),
         "batch_size": min(100, max(16, count // 16)),
         "flip": dataset.mirror,
     }
@@ -165,7 +165,7 @@ def _resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tr
     merged = {**open_settings, **given}
     if merged.get("head") == "none":
         merged.pop("dim")
-    return TrainingConfig.model_construct(**{**TrainingConfig().model_dump(), **merged})
+    return TrainingConfig.model_validate(merged)
 
 
 def _usual_side(split: Split) -> int:

@@ -15,6 +15,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class EmbeddingTraining(lightning.LightningModule):
             f"({self.settings.learning_rate:g}), set --gradient-clip 1, or take --optimizer adamw"
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Decay backbone and head, never anchors and classifiers; warm up linearly, then fall by a cosine."""
         settings = self.settings
         rate = settings.learning_rate or 0.0

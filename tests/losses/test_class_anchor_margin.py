@@ -47,7 +47,7 @@ def test_worked_by_hand():
 
 
 def test_sphere_worked_by_hand():
-    # On the sphere of radius m = 2 the anchors (5, 0), (0, 7) become (2, 0), (0, 2): 2 sqrt 2 apart, hinge 4 - 2 sqrt 2.
+    # On the sphere of radius m = 2 the anchors (5, 0), (0, 7) become (2, 0), (0, 2): hinge 4 - 2 sqrt 2.
     # e = (-3, 0) becomes (-2, 0), 4 from its anchor: L_A = 8. All divided by m^2 = 4.
     loss = make_loss([[5.0, 0.0], [0.0, 7.0]], margin=2.0, sphere=True)
     value = loss(torch.tensor([[-3.0, 0.0]]), torch.tensor([0]))

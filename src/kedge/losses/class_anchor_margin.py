@@ -24,8 +24,8 @@ __all__ = ["AnchorStart", "ClassAnchorMargin", "LossTerms", "attractor", "norm_f
 AnchorStart = Literal["auto", "base", "simplex", "random"]
 Reduction = Literal["sum", "mean"]
 
-# Added under the root of squared distances: the gradient of ||x|| at 0 is then 0 and not NaN. Small against any distance
-# between anchors that differ in float32.
+# Added under the root of squared distances: the gradient of ||x|| at 0 is then 0 and not NaN. Small against any
+# distance between anchors that differ in float32.
 _TINY = 1e-12
 
 

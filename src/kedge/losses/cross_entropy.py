@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear classifier: what most image models are trained with, and the loss to be measured against."""
+"""Cross-entropy of a linear classifier: what most image models are trained with, the loss to be measured against."""
 
 import torch
 from torch import Tensor, nn

@@ -26,7 +26,7 @@ TERM_COLOURS = {
 MOST_NAMED = 40
 
 
-def _axes(width: float = 5.2, height: float = 3.7) -> tuple[Figure, Axes]:
+def _axes(width: float = 5.2, height: float = 4.2) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -96,7 +96,7 @@ def embedding_map(
     from sklearn.manifold import TSNE
 
     points = np.concatenate([vectors, anchors.vectors]).astype(np.float64)
-    figure, axes = _axes(5.2, 4.6)
+    figure, axes = _axes()
     axes.set_title("Map of the embeddings (t-SNE), anchors as crosses", loc="left", fontsize=11)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -107,7 +107,7 @@ def embedding_map(
     flat = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(points)
     pictures, marks = flat[: len(vectors)], flat[len(vectors) :]
     colours = _colours(len(classes))
-    axes.scatter(*pictures.T, c=colours[labels], s=12, linewidths=0, alpha=0.75)
+    axes.scatter(pictures[:, 0], pictures[:, 1], c=colours[labels], s=12, linewidths=0, alpha=0.75)
     colour_of = dict(zip(classes, colours, strict=True))
     named = len(anchors) <= MOST_NAMED
     for name, (across, up) in zip(anchors.names, marks, strict=True):
@@ -122,7 +122,7 @@ def embedding_map(
 def anchor_distances(anchors: Anchors) -> str:
     """Plot the Euclidean distances between anchors."""
     distances = np.sqrt(squared_distances(anchors.vectors, anchors.vectors))
-    figure, axes = _axes(5.2, 4.6)
+    figure, axes = _axes()
     image = axes.imshow(distances, cmap="cividis", vmin=0)
     figure.colorbar(image, ax=axes, shrink=0.8)
     if len(anchors) <= MOST_NAMED:
@@ -136,7 +136,7 @@ def anchor_distances(anchors: Anchors) -> str:
 
 def _colours(count: int) -> npt.NDArray[np.float64]:
     if count <= 10:
-        return np.asarray(colormaps["tab10"].colors)[:count]
+        return np.asarray(colormaps["tab10"](range(count)))
     return colormaps["turbo"](np.linspace(0.03, 0.97, count))
 
 

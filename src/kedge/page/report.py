@@ -1,6 +1,5 @@
 """Report page: what was measured of a model, with its protocol, plots and example pictures."""
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ __all__ = ["ReportMaterial", "evaluate_to_page", "gather_material", "report_page
 
 MOST_MAPPED, EXAMPLES, SHOWN_CLASSES = 600, 6, 5
 GLOSSARY = {
-    "mAP": "mean average precision: for each query, the precision at the rank of every relevant picture, summed and divided "
-    "by the number of relevant pictures in the gallery; the mean over queries. What was not returned counts as missed.",
+    "mAP": "mean average precision: for each query, the precision at the rank of every relevant picture, summed and "
+    "divided by the number of relevant pictures in the gallery; the mean over queries. What was not returned is missed.",
     "P@k": "share of relevant pictures among the first k; always divided by k.",
     "R@k": "share of queries with a relevant picture among the first k.",
     "relevant": "a gallery picture is relevant when it has the query's class.",
@@ -37,7 +36,7 @@ GLOSSARY = {
 
 @dataclass(frozen=True, eq=False)
 class ReportMaterial:
-    """What a report draws: a sample of test vectors (n, d) with labels (n,), the anchors, and example JPEGs by class."""
+    """What a report draws: a sample of test vectors (n, d), their labels (n,), the anchors, example JPEGs by class."""
 
     vectors: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
@@ -77,8 +76,10 @@ def report_page(model: Model, report: Report | None, material: ReportMaterial | 
     trained = model.card.trained
     name = report.dataset if report else str(trained.get("dataset", "pictures"))
     title = f"{name}: how well does it retrieve?"
-    made = f"Model {escape(model.fingerprint)}, {escape(trained.get('loss', '?'))} on {escape(trained.get('backbone', '?'))}"
-    parts = [f"<h1>{escape(title)}</h1>\n<p class='soft'>{made}, made {escape(model.card.created_at[:10])}.</p>"]
+    made = f"Model {model.fingerprint}, {trained.get('loss', '?')} on {trained.get('backbone', '?')}"
+    parts = [
+        f"<h1>{escape(title)}</h1>\n<p class='soft'>{escape(made)}, made {escape(model.card.created_at[:10])}.</p>"
+    ]
     if report:
         parts += [_headline(report), _protocol(report), _search_table(report)]
     parts.append(_plots(model, report, material))
@@ -109,9 +110,10 @@ def _protocol(report: Report) -> str:
     left_out = f" {lonely} queries have no relevant picture and are left out of the means." if lonely else ""
     distance = "Euclidean distance (L2)" if report.distance == "l2" else "cosine"
     return (
-        f"<p>{report.queries:,} test pictures, never trained on, searched among {report.gallery:,} training pictures of "
-        f"{report.classes:,} classes. A picture counts as right when it has the query's class. Vectors have {report.dim} "
-        f"dimensions; the figures above rank all pictures by {distance}, the model's own distance.{left_out}</p>"
+        f"<p>{report.queries:,} test pictures, never trained on, searched among {report.gallery:,} training pictures "
+        f"of {report.classes:,} classes. A picture counts as right when it has the query's class. Vectors have "
+        f"{report.dim} dimensions; the figures above rank all pictures by {distance}, the model's own "
+        f"distance.{left_out}</p>"
     )
 
 
@@ -216,7 +218,7 @@ def _write(path: Path, text: str) -> None:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
             file.write(text)
         Path(file.name).chmod(0o644)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror}): copy the model to where you may write"
