@@ -29,7 +29,7 @@ SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 # More pixels than any camera makes; a file of a few kilobytes can claim a hundred times as many.
-MOST_PIXELS = 180_000_000
+MOST_PIXELS = 150_000_000
 MOST_BYTES = 1 << 30
 THUMBNAIL_SIDE = 256
 
@@ -66,7 +66,7 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
             with Image.open(io.BytesIO(data)) as opened:
                 width, height = opened.size
                 if width * height > MOST_PIXELS:
-                    raise PictureError(path, f"{width} x {height} pixels are more than the {MOST_PIXELS:,} allowed")
+                    raise PictureError(path, f"more than the {MOST_PIXELS:,} pixels allowed: scale it down")
                 if at_least is not None:
                     opened.draft("RGB", (2 * at_least, 2 * at_least))
                 if opened.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
@@ -74,6 +74,8 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
                 image = _to_rgb(ImageOps.exif_transpose(opened))
     except PictureError:
         raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, f"more than the {MOST_PIXELS:,} pixels allowed: scale it down") from error
     except UnidentifiedImageError as error:
         raise PictureError(path, "not a picture that can be read") from error
     except MemoryError as error:

@@ -24,7 +24,7 @@ __all__ = ["ReportMaterial", "evaluate_to_page", "gather_material", "report_page
 MOST_MAPPED, EXAMPLES, SHOWN_CLASSES = 600, 6, 5
 GLOSSARY = {
     "mAP": "mean average precision: for each query, the precision at the rank of every relevant picture, summed and "
-    "divided by the number of relevant pictures in the gallery; the mean over queries. What was not returned is missed.",
+    "divided by the number of relevant pictures in the gallery; mean over queries. What is not returned is missed.",
     "P@k": "share of relevant pictures among the first k; always divided by k.",
     "R@k": "share of queries with a relevant picture among the first k.",
     "relevant": "a gallery picture is relevant when it has the query's class.",
