@@ -74,7 +74,7 @@ def test_content_under_two_labels_is_left_out_of_both(photos):
 
 def test_membership_goes_over_everything_and_new_pictures_follow_the_rule(photos):
     first = load_dataset(photos, seed=0)
-    membership = {content: "train" for content in first.gallery.hashes} | {c: "test" for c in first.test.hashes}
+    membership = dict.fromkeys(first.gallery.hashes, "train") | dict.fromkeys(first.test.hashes, "test")
     draw_classes(photos.parent / "more", CLASSES, each=10, size=12, seed=9)
     for path in (photos.parent / "more").rglob("*.png"):
         path.rename(photos / path.parent.name / f"new-{path.name}")
