@@ -149,6 +149,14 @@ def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
     assert not partial.exists()
 
 
+def test_pictures_that_do_not_fit_into_memory_are_read_from_disk(photos, tmp_path, monkeypatch):
+    kept = kedge.train(photos, tmp_path / "kept", **FAST)
+    monkeypatch.setattr("kedge.training.MOST_IN_MEMORY", 1000)
+    read = kedge.train(photos, tmp_path / "read", **FAST)
+    assert read.metrics() == [pytest.approx(line, rel=1e-3) for line in kept.metrics()]
+    assert np.allclose(read.anchors.vectors, kept.anchors.vectors, atol=1e-3)
+
+
 def test_resume_state_is_no_arbitrary_pickle(tmp_path):
     settings = TrainingConfig.model_construct(
         **{**TrainingConfig().model_dump(), **LOSSES["cam"].settings, "epochs": 1, "batch_size": 8}

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +91,10 @@ def _read_bytes(name: str, path: Path) -> bytes:
     try:
         if path.is_dir():
             raise PictureError(name, "a folder, not a picture")
-        if path.stat().st_size > MOST_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError(name, "not a regular file")  # reading a pipe could wait for ever
+        if status.st_size > MOST_BYTES:
             raise PictureError(name, f"the file is larger than {MOST_BYTES >> 20} MiB")
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -98,10 +103,39 @@ def _read_bytes(name: str, path: Path) -> bytes:
         raise PictureError(name, getattr(error, "strerror", None) or str(error)) from error
 
 
+class _Quiet:
+    """Pillow's warnings (large pictures, odd metadata) off while any thread reads.
+
+    `warnings.catch_warnings` alone is not made for threads: the last to leave would restore what another had set.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_pillow_is_quiet = _Quiet()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return 8-bit RGB: 16-bit values are scaled, what is transparent shows white."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
         # Pillow opens 16-bit grey as I;16 or I; a 32-bit picture without a stated range is scaled by its own.
         top = 65535.0 if image.mode.startswith("I") and values.max(initial=0) <= 65535 else float(values.max(initial=1))
         scaled = np.clip(values * (255.0 / max(top, 1e-12)), 0, 255)

@@ -3,8 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,15 @@ from kedge.model import METRICS, REPORT, SPLITS, Distance, Model
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, accepts_any_size, check_backbone, least_image_size
 from kedge.page import gather_material, report_page
 from kedge.picture import read_picture
-from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit
+from kedge.training_loop import EmbeddingTraining, LabelledBatches, PicturesOnDisk, fit
 
 __all__ = ["train"]
 
 SETTINGS_FILE = "settings.json"
-ENCODED_AT_ONCE = 128
+# Decoded pictures beyond this are read from disk batch by batch.
+MOST_IN_MEMORY = 4 << 30
 # Pictures shown in a whole training run, when the number of epochs is left to us.
 SHOWN_PICTURES, LEAST_EPOCHS, MOST_EPOCHS = 80_000, 8, 60
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """A split's decoded pictures (n, s, s, 3) uint8 with labels (n,) and content hashes."""
-
-    pixels: Tensor
-    labels: Tensor
-    hashes: tuple[str, ...]
 
 
 def train(
@@ -93,10 +84,10 @@ def train(
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     stored = StoredEmbedding(network.to(_device()).eval(), resolved.features)
-    network.feature_mean.copy_(_encode(network.pool, training_pictures.pixels).mean(dim=0))
-    vectors = _encode(stored, training_pictures.pixels).numpy()
-    labels = training_pictures.labels.numpy()
-    validation_vectors = _encode(stored, validation_pictures.pixels).numpy()
+    if resolved.features == "joint":
+        network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
+    encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
+    vectors, labels = encoded.inputs.numpy(), encoded.labels.numpy()
 
     def anchors_for(distance: Distance) -> Anchors:
         if isinstance(loss, ClassAnchorMargin) and resolved.features == "embedding":
@@ -108,8 +99,8 @@ def train(
     distance, scores = _choose_distance(
         resolved,
         unit_vectors,
-        validation_vectors,
-        validation_pictures.labels.numpy(),
+        held_out.inputs.numpy(),
+        held_out.labels.numpy(),
         vectors,
         labels,
     )
@@ -211,11 +202,14 @@ def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> 
     path.write_text(json.dumps(asked, indent=2), "utf-8")
 
 
-def _decode(split: Split, size: int, quiet: bool) -> _Pictures:
+def _decode(split: Split, size: int, quiet: bool) -> LabelledBatches:
+    """Decode a split once and keep it in memory; one too large for that is read from disk again and again."""
+    if 3 * size * size * len(split) > MOST_IN_MEMORY:
+        return PicturesOnDisk(split, size)
     decoded = split.decode(size)
     for failure in decoded.failures:
         _say(f"left out {failure}", quiet)
-    return _Pictures(torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels), decoded.hashes)
+    return LabelledBatches(torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels))
 
 
 def _train_network(
@@ -223,8 +217,8 @@ def _train_network(
     recipe: LossRecipe,
     settings: TrainingConfig,
     dataset: Dataset,
-    training: _Pictures,
-    validation: _Pictures,
+    training: LabelledBatches,
+    validation: LabelledBatches,
     folder: Path,
     resume: bool,
     quiet: bool,
@@ -232,32 +226,35 @@ def _train_network(
     """Train the network in place and return the loss, with its anchors; None when there is nothing to train."""
     if recipe.build is None:
         return None
-    if len(training.labels) < 2:
-        raise DatasetError(f"{len(training.labels)} training pictures can be read; at least 2 are needed")
+    if len(training) < 2:
+        raise DatasetError(f"{len(training)} training pictures can be read; at least 2 are needed")
     loss = recipe.build(len(dataset.classes), network.dim, settings)
     augmentation: Augmentation | None = Augmentation(
         view_size=network.view_size, flip=bool(settings.flip), brightness=settings.brightness
     )
-    inputs, validation_inputs = training.pixels, validation.pixels
     if settings.freeze_backbone:
         for parameter in network.backbone.parameters():
             parameter.requires_grad_(False)
         network.to(_device()).eval()
-        inputs, validation_inputs = _encode(network.pool, inputs), _encode(network.pool, validation_inputs)
+        training, validation = _encode(network.pool, training), _encode(network.pool, validation)
         augmentation = None
     module = EmbeddingTraining(network, loss, settings, len(dataset.classes), augmentation)
-    batches = LabelledBatches(inputs, training.labels)
-    held_out = LabelledBatches(validation_inputs, validation.labels) if len(validation.labels) > 1 else None
-    fit(module, batches, held_out, folder, resume=resume, quiet=quiet)
+    fit(module, training, validation if len(validation) > 1 else None, folder, resume=resume, quiet=quiet)
     return loss
 
 
-def _encode(function: Any, pixels: Tensor) -> Tensor:
-    """Return function(pictures) for all pictures, in blocks, float32 on the CPU."""
+def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> LabelledBatches:
+    """Return function(pictures), float32 on the CPU, with the labels."""
     device = _device()
+    vectors, labels = [], []
     with torch.inference_mode():
-        parts = [function(block.to(device)).float().cpu() for block in pixels.split(ENCODED_AT_ONCE)]
-    return torch.cat(parts).clone()
+        for inputs, own_labels in pictures.in_order():
+            vectors.append(function(inputs.to(device)).float().cpu())
+            labels.append(own_labels)
+    if not vectors:
+        return LabelledBatches(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
+    # Cloned: what was made in inference mode cannot be trained on.
+    return LabelledBatches(torch.cat(vectors).clone(), torch.cat(labels))
 
 
 def _choose_distance(

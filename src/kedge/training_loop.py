@@ -3,11 +3,13 @@
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +26,25 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kedge.augmentation import Augmentation
 from kedge.config import TrainingConfig
+from kedge.datasets import Split
 from kedge.errors import DivergedError
 from kedge.losses import ClassAnchorMargin
 from kedge.metrics import leave_one_out_map
 from kedge.network import Network
 
-__all__ = ["RESUME_FILE", "EmbeddingTraining", "LabelledBatches", "fit"]
+__all__ = ["RESUME_FILE", "EmbeddingTraining", "LabelledBatches", "PicturesOnDisk", "fit"]
 
 RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.jsonl"
+ENCODED_AT_ONCE = 128
 # Validation by epoch compares validation pictures among themselves; more of them say nothing new.
 MOST_VALIDATED = 2000
 
 
 class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
     """Whole batches by their row numbers: (inputs[rows], labels[rows]); inputs are pictures or pooled features."""
+
+    workers = 0
 
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
         self.inputs, self.labels = inputs, labels
@@ -48,6 +54,28 @@ class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all rows in blocks."""
+        for rows in torch.arange(len(self)).split(ENCODED_AT_ONCE):
+            yield self[rows]
+
+
+class PicturesOnDisk(LabelledBatches):
+    """The same for a split too large for memory: pictures are decoded batch by batch, in processes beside training.
+
+    Those that cannot be read are left out of their batch.
+    """
+
+    workers = os.cpu_count() or 1
+
+    def __init__(self, split: Split, image_size: int) -> None:
+        super().__init__(torch.empty(0), torch.from_numpy(split.labels))
+        self.split, self.image_size = split, image_size
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        decoded = self.split[rows.numpy()].decode(self.image_size)
+        return torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels)
 
 
 class _ShuffledRows(Sampler[Tensor]):
@@ -179,7 +207,11 @@ class _EpochLog(Callback):
             file.write(json.dumps(line) + "\n")
         if not self.quiet:
             said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "epoch")
-            self.bar.console.print(f"epoch {line['epoch']}/{trainer.max_epochs}  {said}", highlight=False)
+            self.bar.console.print(
+                f"epoch {line['epoch']}/{trainer.max_epochs}  {said}", highlight=False, soft_wrap=True
+            )
+            if line["epoch"] == 1 and line.get("repeller") == 0.0:
+                self.bar.console.print("the repeller never acted: the anchors began further apart than 2 x margin")
 
     def on_train_end(self, *_: Any) -> None:
         self.bar.stop()
@@ -211,7 +243,9 @@ def fit(
     """
     settings = training.settings
     rows = _ShuffledRows(len(data), settings.batch_size or len(data), settings.seed)
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(data, sampler=rows, batch_size=None)
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        data, sampler=rows, batch_size=None, num_workers=data.workers, persistent_workers=data.workers > 0
+    )
     checkpoint = folder / RESUME_FILE
     with _silent_lightning():
         trainer = lightning.Trainer(
@@ -244,15 +278,15 @@ def _validation_map(module: EmbeddingTraining, validation: LabelledBatches) -> f
     """Return the mAP by cosine of validation pictures searched among themselves, each left out of its own ranking."""
     was_training = module.network.training
     module.network.eval()
-    parts = []
+    vectors, labels = [], []
     with torch.inference_mode():
-        for inputs, _ in (validation[rows] for rows in torch.arange(min(len(validation), MOST_VALIDATED)).split(100)):
+        for inputs, own_labels in islice(validation.in_order(), MOST_VALIDATED // ENCODED_AT_ONCE):
             moved = inputs.to(module.device)
             pooled = moved if module.augmentation is None else module.network.pool(moved)
-            parts.append(F.normalize(module.network.embed(pooled).float(), dim=1).cpu().numpy())
+            vectors.append(F.normalize(module.network.embed(pooled).float(), dim=1).cpu().numpy())
+            labels.append(own_labels.numpy())
     module.network.train(was_training)
-    vectors = np.concatenate(parts)
-    return leave_one_out_map(vectors, validation.labels[: len(vectors)].numpy())
+    return leave_one_out_map(np.concatenate(vectors), np.concatenate(labels))
 
 
 def _precision(settings: TrainingConfig) -> Any:

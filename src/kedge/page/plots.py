@@ -1,6 +1,7 @@
 """Plots of a report, as SVG text to stand in a page."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,9 @@ def _axes(width: float = 5.2, height: float = 4.2) -> tuple[Figure, Axes]:
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     # Text stays text; no date, so that equal figures give equal pages.
-    with _rc():
+    with _rc(), warnings.catch_warnings():
+        # Names may hold signs that matplotlib has no shape for; the browser has.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

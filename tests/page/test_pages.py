@@ -1,0 +1,205 @@
+"""Pages: whole in one file, true to the numbers, safe against odd names, and fit for a browser."""
+
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from kedge.errors import InputError
+from kedge.evaluation import evaluate_vectors
+from kedge.gallery import Hit, SearchResult
+from kedge.page import ReportMaterial, contact_sheet, evaluate_to_page, report_page
+from kedge.picture import thumbnail
+from tests.models import make_model
+from tests.pictures import draw, draw_classes
+
+ODD = "<b>&\"'$x^2$ 🦆"
+CLASSES = ("red", "green", ODD)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+class Page(HTMLParser):
+    """What a page says and shows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.tags, self.open = [], [], []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(seed, size=40):
+    return draw(seed, size, np.random.default_rng(seed))
+
+
+def result(hits=6, query="photos/duck.png"):
+    found = tuple(
+        Hit(rank, f"id{rank}", f"gallery/{ODD}/{rank:04}.jpg", CLASSES[rank % 3], 0.125 * rank, "red")
+        for rank in range(1, hits + 1)
+    )
+    return SearchResult(query, found, ("red", ODD), 0.0625)
+
+
+def sheet(results):
+    thumbnails = {f"id{rank}": thumbnail(picture(rank)) for rank in range(1, 6)}
+    return contact_sheet(results, [picture(9) for _ in results], thumbnails)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A model, its report and what a report page draws, with one class of an odd name."""
+    model = make_model(tmp_path_factory.mktemp("page") / "model", classes=CLASSES)
+    lines = [
+        '{"epoch": 1, "loss": 3.0, "attractor": 2.0, "repeller": 1.0, "norm_floor": 0.0, "validation_map": 0.3}',
+        '{"epoch": 2, "loss": 2.0, "attractor": 1.5, "repeller": 0.5, "norm_floor": 0.0, "validation_map": 0.5}',
+    ]
+    (model.folder / "metrics.jsonl").write_text("\n".join(lines))
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    vectors = (model.anchors.vectors[labels] + random.normal(size=(60, 16)) * 0.4).astype(np.float32)
+    options = {"classes": CLASSES, "distance": "cosine", "dataset": "ducks & <others>"}
+    report = evaluate_vectors(vectors[:20], labels[:20], vectors[20:], labels[20:], model.anchors, **options)
+    examples = {name: [thumbnail(picture(seed)) for seed in range(3)] for name in CLASSES}
+    return model, report, ReportMaterial(vectors, labels, CLASSES, model.search_anchors, examples)
+
+
+def assert_self_contained(text):
+    page = Page(text)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), f"{tag} {name}={value[:80]}"
+    assert not page.of("script")
+    assert not page.of("link")
+    assert "@import" not in text
+    assert all(attributes.get("alt") for attributes in page.of("img"))
+    return page
+
+
+def test_contact_sheet_shows_what_was_found():
+    page = assert_self_contained(sheet([result()]))
+    assert len(page.of("img")) == 1 + 5  # the sixth hit has no thumbnail
+    assert "no picture" in page.text
+    for said in ("duck.png", "0.125", "0.75", "6.2 %", "anchors probed: red, " + ODD, "filed under red"):
+        assert said in page.text, said
+    assert page.of("figure") and len(page.of("figure")) == 6
+    # Odd names stand as text, never as markup.
+    assert ("b", {}) not in page.tags
+
+
+def test_contact_sheet_of_nothing_and_of_many():
+    assert "Nothing was found" in Page(sheet([SearchResult("q.png", (), (), 0.0)])).text
+    many = Page(sheet([result(query=f"q{number}.png") for number in range(12)]))
+    assert len(many.of("section")) == 12
+    assert [attributes["href"] for attributes in many.of("a")] == [f"#q{number}" for number in range(12)]
+
+
+def test_same_label_has_the_same_colour_everywhere():
+    hues = re.findall(r"--hue:(\d+)'>([^<]+)<", sheet([result()]))
+    assert len({(name, hue) for hue, name in hues}) == len({name for _, name in hues}) == 3
+
+
+def test_report_says_the_numbers_that_were_measured(measured):
+    model, report, material = measured
+    page = assert_self_contained(report_page(*measured))
+    row = report.figures("exhaustive", "cosine")
+    assert f"{100 * row.map:.1f} %" in page.text
+    assert f"{100 * row.precision_at['20']:.1f} %" in page.text
+    assert f"{report.queries:,} test pictures" in page.text
+    assert "ducks & <others>" in page.text
+    assert "this turns retrieval into classification" in page.text
+    # One line for every way to search, three headings of groups, one of the table.
+    assert len(page.of("tr")) >= len(report.search) + 4
+    ranked = sorted(CLASSES, key=lambda name: report.per_class[name])
+    for name in (ranked[0], ranked[-1]):
+        assert f"{name} {100 * report.per_class[name]:.1f} %" in page.text
+    for name in CLASSES:
+        assert f"{name} {100 * report.per_class[name]:.1f}" in page.text
+    assert len(page.of("svg")) == 5
+    for word in ("mAP", "P@k", "R@k", "probes", "looked at"):
+        assert word in page.text
+    assert model.fingerprint in page.text
+    assert len(material.examples) == 3
+
+
+def test_report_without_report_or_material_or_metrics(measured, tmp_path):
+    model, report, _ = measured
+    bare = make_model(tmp_path / "bare", classes=[f"class {number}" for number in range(60)], dim=64)
+    for text in (report_page(model, None, None), report_page(model, report, None), report_page(bare, None, None)):
+        assert_self_contained(text)
+
+
+def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, monkeypatch):
+    model = make_model(tmp_path / "model")
+    draw_classes(tmp_path / "photos", ["red", "green", "blue"], each=8, size=16, seed=0)
+    report = evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
+    page = Page((model.folder / "report.html").read_text("utf-8"))
+    assert f"{report.queries} test pictures" in page.text
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    with pytest.raises(InputError, match="Permission denied"):
+        evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = os.environ.get("KEDGE_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert path, "no Chromium on the PATH: apt-get install chromium, or set KEDGE_CHROMIUM"
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["sheet", "report"])
+def test_page_in_a_browser(browser, measured, tmp_path, kind, scheme, width):
+    path = tmp_path / "page.html"
+    path.write_text(sheet([result(), result(12)]) if kind == "sheet" else report_page(*measured), "utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request", lambda request: problems.append(request.url) if request.url[:5] not in ("file:", "data:") else None
+    )
+    page.goto(path.as_uri())
+    assert problems == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.locator("h1").is_visible()
+    ground, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        ".map(text => text.match(/\\d+/g).slice(0, 3).reduce((sum, value) => sum + Number(value), 0) / 3)"
+    )
+    assert (ground > ink) == (scheme == "light")
+    assert abs(ground - ink) > 120
+    page.close()
+
+
+def test_small_pictures_stay_sharp():
+    text = contact_sheet([SearchResult("q", (), (), 0.0)], [Image.new("RGB", (8, 8))], {})
+    assert Page(text).of("img")[0]["class"] == "small"
+    text = contact_sheet([SearchResult("q", (), (), 0.0)], [Image.new("RGB", (300, 200))], {})
+    assert "class" not in Page(text).of("img")[0]
