@@ -63,17 +63,15 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
     if not data:
         raise PictureError(path, "the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own limit is a warning; ours is checked below
-            with Image.open(io.BytesIO(data)) as opened:
-                width, height = opened.size
-                if width * height > MOST_PIXELS:
-                    raise PictureError(path, f"more than the {MOST_PIXELS:,} pixels allowed: scale it down")
-                if at_least is not None:
-                    opened.draft("RGB", (2 * at_least, 2 * at_least))
-                if opened.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
-                    width, height = height, width
-                image = _to_rgb(ImageOps.exif_transpose(opened))
+        with _pillow_is_quiet, Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise PictureError(path, f"more than the {MOST_PIXELS:,} pixels allowed: scale it down")
+            if at_least is not None:
+                opened.draft("RGB", (2 * at_least, 2 * at_least))
+            if opened.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
+                width, height = height, width
+            image = _to_rgb(ImageOps.exif_transpose(opened))
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
