@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kedge.cli import main
 from tests.models import make_model
 from tests.pictures import draw_classes
 
@@ -17,14 +18,21 @@ def kedge(*words, folder=None):
     )
 
 
-def mistake(*words, folder=None):
-    """Run what cannot work; return its one line."""
-    done = kedge(*words, folder=folder)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+@pytest.fixture
+def mistake(monkeypatch, capsys):
+    """Run what cannot work, in this process, for speed; return its one line."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["kedge", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        assert stopped.value.code == 2, said.out + said.err
+        assert said.out == ""
+        assert len(said.err.strip().splitlines()) == 1, said.err
+        return said.err
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def test_evaluate_json(place):
     assert (place / "model" / "report.html").is_file()
 
 
-def test_remove(place, tmp_path):
+def test_remove(place, tmp_path, mistake):
     gallery = tmp_path / "gallery"
     kedge("create", gallery, "--model", place / "model")
     kedge("add", gallery, place / "photos")
@@ -92,7 +100,7 @@ def test_remove(place, tmp_path):
     assert "none was removed" in mistake("remove", gallery, "--id", "unknown")
 
 
-def test_mistakes_are_one_line_that_says_what_to_do(place, tmp_path):
+def test_mistakes_are_one_line_that_says_what_to_do(place, tmp_path, mistake):
     gallery, query = place / "gallery", next((place / "photos" / "red").glob("0*"))
     assert "digits" in mistake("train", "digit", "--out", tmp_path / "m")
     assert "resnet18" in mistake("train", place / "photos", "--out", tmp_path / "m", "--backbone", "resnet-18")
@@ -108,6 +116,13 @@ def test_mistakes_are_one_line_that_says_what_to_do(place, tmp_path):
     assert "--probes" in mistake("evaluate", place / "model", place / "photos", "--probes", "one")
     assert "none.csv" in mistake("add", gallery, place / "photos", "--labels", tmp_path / "none.csv")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mistake_in_a_process_of_its_own(tmp_path):
+    done = kedge("info", tmp_path / "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("kedge: ")
 
 
 def test_help_is_instant_and_loads_nothing_heavy():
