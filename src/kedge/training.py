@@ -55,6 +55,8 @@ def train(
     partial = out.with_name(out.name + ".partial")
     if out.exists():
         if resume:
+            # Killed after the model was whole, before its unfinished self was cleared away.
+            shutil.rmtree(partial, ignore_errors=True)
             return Model.load(out)
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
     if partial.exists() and not resume:

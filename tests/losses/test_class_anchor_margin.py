@@ -205,6 +205,25 @@ def test_summed_repeller_under_sgd_throws_anchors_far_apart_and_mean_does_not():
     assert torch.pdist(far).min().item() > 2 * torch.pdist(near).min().item()
 
 
+def test_near_zero_start_stays_stuck_under_adam_and_a_base_start_is_there_at_once():
+    # Adam moves a number by about its rate a step, however large the gradient: 2m is thousands of steps away.
+    def spread(start):
+        torch.manual_seed(0)
+        loss = ClassAnchorMargin(4, 8, margin=8.0, start=start)
+        if start == "random":
+            with torch.no_grad():
+                loss.anchors.mul_(1e-6)
+        optimizer = torch.optim.Adam(loss.parameters(), lr=4e-3)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss(loss.anchors.detach().repeat(2, 1), torch.arange(8) % 4).backward()
+            optimizer.step()
+        return torch.pdist(loss.anchors.detach()).min().item()
+
+    assert spread("random") < 4.0
+    assert spread("base") > 15.0
+
+
 def test_far_start_leaves_the_repeller_idle():
     torch.manual_seed(0)
     loss = ClassAnchorMargin(10, 64, margin=2.0)
