@@ -1,5 +1,8 @@
 """Folders: the layouts that are read, and what is said of those that are not."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from kedge.datasets import load_dataset
@@ -87,6 +90,48 @@ def test_what_is_no_data_set_is_said(tmp_path):
     assert "class 'cow' has one training picture" in said(tmp_path / "more")
     (tmp_path / "picture.png").touch()
     assert "is a file" in said(tmp_path / "picture.png")
+
+
+def test_hidden_files_and_folders_are_nobodys(tmp_path):
+    draw_into(tmp_path)
+    (tmp_path / "._loose.png").touch()
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert load_dataset(tmp_path).classes == ("ant", "bee")
+
+
+def test_class_whose_pictures_are_copies_of_one_has_one(tmp_path):
+    draw_into(tmp_path)
+    draw_classes(tmp_path, ["cow"], each=1, size=8, seed=5)
+    shutil.copy(tmp_path / "cow" / "0000.png", tmp_path / "cow" / "again.png")
+    with pytest.raises(DatasetError, match="class 'cow' has one training picture"):
+        load_dataset(tmp_path)
+
+
+def test_loose_picture_in_a_split_folder_is_named(tmp_path):
+    draw_into(tmp_path / "train")
+    (tmp_path / "train" / "loose.jpg").touch()
+    with pytest.raises(DatasetError, match=r"train/loose\.jpg lies outside any class folder"):
+        load_dataset(tmp_path)
+
+
+def test_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    draw_into(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # not by chmod: root may read everything
+    with pytest.raises(DatasetError, match=r"cannot be read: Permission denied"):
+        load_dataset(tmp_path)
+
+
+def test_tiny_imagenets_torn_annotations_are_said(tmp_path):
+    draw_into(tmp_path / "train")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.png\tant\t0\t0\t7\t7\nval_1.p")
+    with pytest.raises(DatasetError, match=r"val_annotations\.txt: line 2"):
+        load_dataset(tmp_path)
 
 
 def test_test_class_that_was_not_trained_on_is_named(tmp_path):

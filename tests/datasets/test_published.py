@@ -98,6 +98,8 @@ def test_svhn(cache, monkeypatch):
     dataset = load_dataset("svhn", validation_share=0.0)
     assert dataset.classes == ("0", "1")
     assert (len(dataset.train), len(dataset.test)) == (12, 4)
+    # The loop's last pixels are the test part's; its second picture is a nought.
+    assert np.array_equal(np.asarray(Image.open(cache / "svhn" / "test" / "0" / "000013.png")), pixels[..., 1])
     assert not dataset.mirror
 
 
@@ -121,6 +123,25 @@ def test_food101(cache, monkeypatch):
     assert dataset.classes == ("apple_pie", "baklava")
     assert (len(dataset.train), len(dataset.test)) == (8, 4)
     assert dataset.test.decode(8).failures == ()
+    (cache / "downloads" / "food-101.tar.gz").unlink()
+    assert load_dataset("food101").test.paths == dataset.test.paths  # from the cache
+    assert sorted(path.name for path in cache.iterdir()) == ["downloads", "food101"]
+
+
+def test_food101_cut_short_while_unpacking_is_not_taken_for_whole(cache, monkeypatch):
+    from torchvision.datasets import Food101
+
+    files = {"food-101/images/apple_pie/1.jpg": jpeg(1), "food-101/meta/train.txt": b"apple_pie/1"}
+    monkeypatch.setattr(Food101, "_MD5", pack(cache / "downloads" / "food-101.tar.gz", files))
+
+    def full(self, path, **_):
+        self.extract("food-101/images/apple_pie/1.jpg", path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with pytest.raises(WorkError, match=r"food101 could not be written \(No space left.*KEDGE_CACHE"):
+        load_dataset("food101")
+    assert [path.name for path in cache.iterdir()] == ["downloads"]
 
 
 def tiny_imagenet(path):
@@ -153,9 +174,12 @@ def test_wrong_checksum_and_failing_download_leave_nothing_half_done(tmp_path, c
     archive = tmp_path / "published.zip"
     tiny_imagenet(archive)
     monkeypatch.setattr(published, "TINY_IMAGENET_URL", archive.as_uri())
-    with pytest.raises(WorkError, match=r"MD5.*remove the file"):
+    with pytest.raises(WorkError, match=r"published\.zip gave has MD5.*try again"):
         load_dataset("tiny-imagenet")
-    assert not (cache / "tiny-imagenet-200").exists()
+    assert [path.name for path in cache.rglob("*")] == ["downloads"]
+    (cache / "downloads" / "tiny-imagenet-200.zip").write_bytes(b"put here by hand, and cut short")
+    with pytest.raises(WorkError, match=r"downloads/tiny-imagenet-200\.zip has MD5.*remove the file"):
+        load_dataset("tiny-imagenet")
     (cache / "downloads" / "tiny-imagenet-200.zip").unlink()
     monkeypatch.setattr(published, "TINY_IMAGENET_URL", (tmp_path / "none.zip").as_uri())
     with pytest.raises(WorkError, match=r"could not be fetched.*put the file at"):
@@ -182,6 +206,23 @@ def test_unpacking_that_is_stopped_leaves_nothing(cache):
     with pytest.raises(KeyboardInterrupt):
         published._write_pictures(cache / "set", stopped())
     assert list(cache.iterdir()) == []
+
+
+def test_cache_that_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KEDGE_CACHE", str(tmp_path / "file" / "cache"))
+    for name in ("digits", "tiny-imagenet"):
+        with pytest.raises(WorkError, match=r"could not be written \(Not a directory\).*KEDGE_CACHE"):
+            load_dataset(name)
+
+
+def test_faster_process_wins(cache):
+    def rival():
+        (cache / "set" / "train" / "a").mkdir(parents=True)
+        yield "train", "b", np.zeros((4, 4), dtype=np.uint8)
+
+    published._write_pictures(cache / "set", rival())
+    assert [path.name for path in cache.rglob("*")] == ["set", "train", "a"]
 
 
 def test_missing_torchvision_names_the_command(monkeypatch):

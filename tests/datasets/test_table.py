@@ -47,6 +47,8 @@ def test_splits_of_the_list_are_kept(rows, tmp_path):
     [
         (lambda rows: [{"file": row["path"], "label": row["label"]} for row in rows], "no column 'path' .*file, label"),
         (lambda rows: [{**row, "label": ""} for row in rows], "row 1 has no label"),
+        (lambda rows: [{**row, "path": ""} for row in rows], "row 1 has no path"),
+        (lambda rows: [{"path": row["path"]} for row in rows], "no column 'label' .*it has: path"),
         (lambda rows: [{**row, "split": "hold-out"} for row in rows], "split 'hold-out'"),
         (
             lambda rows: [{**row, "split": "train" if number else ""} for number, row in enumerate(rows)],
@@ -59,10 +61,46 @@ def test_mistakes_name_the_row_or_column(rows, tmp_path, change, said):
         load_dataset(write(tmp_path / "list.csv", change(rows)))
 
 
-def test_not_a_table(tmp_path):
-    (tmp_path / "list.parquet").write_bytes(b"no table")
-    with pytest.raises(DatasetError, match="cannot be read as a table"):
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("list.parquet", b"no table", "cannot be read as a table"),
+        ("list.csv", "path,label\ncafé.png,a".encode("latin-1"), "cannot be read as a table .*UTF-8"),
+        ("list.csv", b'path,label\n"a.png,b', "cannot be read as a table"),
+        ("list.csv", b"", "no column 'path' .it has: none"),
+        ("list.csv", b"path,label\n", "lists no picture"),
+        ("list.csv", b"path,label\na.png", "row 1 has no label"),
+    ],
+)
+def test_not_a_list(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=said) as found:
+        load_dataset(tmp_path / name)
+    assert "\n" not in str(found.value)
+
+
+def test_other_columns_are_named_but_not_read(rows, tmp_path):
+    table = pa.Table.from_pylist([{"file": row["path"], "label": row["label"], "embedding": [0.0]} for row in rows])
+    parquet.write_table(table, tmp_path / "list.parquet")
+    with pytest.raises(DatasetError, match=r"no column 'path' .*file, label, embedding"):
         load_dataset(tmp_path / "list.parquet")
+    parquet.write_table(table.rename_columns(["path", "label", "embedding"]), tmp_path / "LIST.PARQUET")
+    assert len(load_dataset(tmp_path / "LIST.PARQUET").gallery) == 16
+
+
+def test_labels_may_be_numbers_and_paths_absolute(rows, tmp_path):
+    listed = [{"path": str(tmp_path / row["path"]), "label": int("b" in row["label"])} for row in rows]
+    (tmp_path / "elsewhere").mkdir()
+    parquet.write_table(pa.Table.from_pylist(listed), tmp_path / "elsewhere" / "list.parquet")
+    dataset = load_dataset(tmp_path / "elsewhere" / "list.parquet")
+    assert dataset.classes == ("0", "1")
+    assert dataset.skipped == ()
+
+
+def test_byte_order_mark_of_spreadsheets(rows, tmp_path):
+    path = write(tmp_path / "list.csv", rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_dataset(path).classes == ("class a", "class b")
 
 
 def test_pictures_that_are_not_there_are_skipped_and_named(rows, tmp_path):

@@ -7,7 +7,7 @@ from kedge.datasets.dataset import Dataset, Decoded, Listing, Split, SplitName, 
 from kedge.datasets.folder import list_folder
 from kedge.datasets.published import PUBLISHED, cache_folder
 from kedge.datasets.table import list_table, read_columns
-from kedge.errors import DatasetError, nearest_name
+from kedge.errors import ConfigError, DatasetError, nearest_name
 
 __all__ = [
     "PUBLISHED",
@@ -36,8 +36,15 @@ def load_dataset(
     A source without splits is divided by `seed`: a fifth of each class to test on. `validation_share` of the training
     pictures is held out to validate on, unless the source says which. `shots` draws that many training pictures a
     class. `max_classes` takes the first classes in sorted order. `membership` says, by content hash, which split a
-    picture was in before, and goes over everything else. Raises DatasetError naming what is wrong and where.
+    picture was in before, and goes over everything else. Raises DatasetError naming what is wrong and where, and
+    ConfigError for a number that cannot be.
     """
+    if shots is not None and shots < 1:
+        raise ConfigError(f"shots is {shots}: draw at least 1 picture a class")
+    if max_classes is not None and max_classes < 2:
+        raise ConfigError(f"max_classes is {max_classes}: at least 2 are needed")
+    if not 0 <= validation_share < 1:
+        raise ConfigError(f"validation_share is {validation_share}: give a share from 0 up to, not with, 1")
     return divide(
         _list(data),
         seed=seed,
@@ -53,7 +60,10 @@ def _list(data: str | Path) -> Listing:
     if str(data) in PUBLISHED:
         return PUBLISHED[str(data)]()
     if path.is_dir():
-        return list_folder(path)
+        try:
+            return list_folder(path)
+        except OSError as error:
+            raise DatasetError(f"{error.filename} cannot be read: {error.strerror}") from error
     if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
         return list_table(path)
     if path.is_file():

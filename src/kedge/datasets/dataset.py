@@ -254,7 +254,8 @@ def _shuffled(contents: Sequence[str], seed: int) -> list[str]:
 
 
 def _check_classes(classes: Sequence[str], train: Sequence[_Row], membership: Mapping[str, SplitName]) -> None:
-    counts = Counter(row.label for row in train)
+    # Copies of one picture count once: they have nothing else to be compared with.
+    counts = Counter(label for label, _ in {(row.label, row.content) for row in train})
     for name in classes:
         if counts[name] == 0:
             raise DatasetError(

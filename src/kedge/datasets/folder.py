@@ -49,7 +49,8 @@ def _class_folders(root: Path) -> list[Path]:
 
 
 def _refuse_loose_pictures(root: Path) -> None:
-    loose = [entry for entry in sorted(root.iterdir()) if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    shown = (entry for entry in sorted(root.iterdir()) if not entry.name.startswith("."))
+    loose = [entry for entry in shown if entry.is_file() and entry.suffix.lower() in SUFFIXES]
     if loose:
         raise DatasetError(
             f"{loose[0]} lies outside any class folder, as {len(loose)} pictures do: move them into {root}/<class>/"
@@ -63,8 +64,12 @@ def list_tiny_imagenet(root: Path) -> Listing:
         for folder in _class_folders(root / "train")
         for path in find_pictures(folder)
     ]
-    for line in (root / TINY_IMAGENET_LABELS).read_text("utf-8").splitlines():
-        if line.strip():
-            file, wnid, *_ = line.split("\t")
-            rows.append(Listed(str(root / "val" / "images" / file), wnid, "test"))
+    for number, line in enumerate((root / TINY_IMAGENET_LABELS).read_text("utf-8").splitlines(), 1):
+        file, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0]
+        if not file or not wnid:
+            raise DatasetError(
+                f"{root / TINY_IMAGENET_LABELS}: line {number} is not a file, a tab and a wnid: unpack the set again"
+            )
+        rows.append(Listed(str(root / "val" / "images" / file), wnid, "test"))
     return Listing("tiny-imagenet", tuple(rows))

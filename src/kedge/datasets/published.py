@@ -3,11 +3,13 @@
 import hashlib
 import os
 import shutil
+import tarfile
 import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,9 @@ def _cifar100() -> Listing:
     folder = cache_folder() / "cifar100"
     if not folder.exists():
         source = _torchvision("CIFAR100")
-        parts = {split: _download("cifar100", source, train=split == "train") for split in ("train", "test")}
+        parts = {
+            split: _download("cifar100", source, download=True, train=split == "train") for split in ("train", "test")
+        }
         _write_pictures(
             folder,
             (
@@ -74,7 +78,7 @@ def _svhn() -> Listing:
     folder = cache_folder() / "svhn"
     if not folder.exists():
         source = _torchvision("SVHN")
-        parts = {split: _download("svhn", source, split=split) for split in ("train", "test")}
+        parts = {split: _download("svhn", source, download=True, split=split) for split in ("train", "test")}
         _write_pictures(
             folder,
             (
@@ -88,8 +92,14 @@ def _svhn() -> Listing:
 
 def _food101() -> Listing:
     """Food-101: 101 dishes x (750 + 250), photographs up to 512 px; split as its `meta/` files say."""
-    _download("food101", _torchvision("Food101"), split="train")
-    root = _downloads() / "food-101"
+    folder = cache_folder() / "food101"
+    if not folder.exists():
+        # Unpacked here: torchvision takes a folder whose unpacking was cut short for a whole one.
+        published = _torchvision("Food101")
+        _download("food101", _torchvision("utils").download_url, url=published._URL, md5=published._MD5)
+        with _whole_or_absent(folder) as stage, tarfile.open(_downloads() / Path(published._URL).name) as archive:
+            archive.extractall(stage, filter="data")
+    root = folder / "food-101"
     rows = []
     for split in ("train", "test"):
         for line in (root / "meta" / f"{split}.txt").read_text("utf-8").split():
@@ -103,12 +113,8 @@ def _tiny_imagenet() -> Listing:
     if not folder.exists():
         archive = _downloads() / "tiny-imagenet-200.zip"
         if not archive.exists():
-            _fetch(TINY_IMAGENET_URL, archive)
-        found = _md5(archive)
-        if found != TINY_IMAGENET_MD5:
-            raise WorkError(
-                f"{archive} has MD5 {found}, {TINY_IMAGENET_MD5} is expected: remove the file and try again"
-            )
+            _fetch(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5)
+        _check(archive, TINY_IMAGENET_MD5, f"{archive}", "remove the file and try again")
         with _whole_or_absent(folder) as stage, zipfile.ZipFile(archive) as opened:
             opened.extractall(stage)
             for entry in (stage / "tiny-imagenet-200").iterdir():
@@ -131,7 +137,10 @@ def _named(name: str, folder: Path) -> Listing:
 
 def _downloads() -> Path:
     folder = cache_folder() / "downloads"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(folder, error) from error
     return folder
 
 
@@ -143,33 +152,38 @@ def _torchvision(name: str) -> Any:
     return getattr(datasets, name)
 
 
-def _download(name: str, source: Any, **options: Any) -> Any:
+def _download(name: str, source: Callable[..., Any], **options: Any) -> Any:
     """Let torchvision download and check a data set; say in one line what to do when it cannot."""
+    folder = _downloads()
     try:
-        return source(root=_downloads(), download=True, **options)
+        return source(root=folder, **options)
     except (OSError, RuntimeError) as error:
         raise WorkError(
-            f"{name} could not be fetched ({error}): check the network, or put the published files into {_downloads()}"
+            f"{name} could not be fetched ({error}): check the network, or put the published files into {folder}"
         ) from error
 
 
-def _fetch(url: str, path: Path) -> None:
-    """Download a file beside its place and rename it, so that half a download is never taken for a whole one."""
+def _fetch(url: str, path: Path, md5: str) -> None:
+    """Download a file beside its place, check it and rename it: half a download is never taken for a whole one."""
     unfinished = path.with_suffix(".unfinished")
     try:
         with urllib.request.urlopen(url, timeout=60) as response, unfinished.open("wb") as file:
             shutil.copyfileobj(response, file)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        _check(unfinished, md5, f"what {url} gave", f"try again, or put the published file at {path}")
+        unfinished.rename(path)
+    except (OSError, HTTPException) as error:
         raise WorkError(
             f"{url} could not be fetched ({error}): check the network, or put the file at {path}"
         ) from error
-    unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def _md5(path: Path) -> str:
+def _check(path: Path, md5: str, name: str, remedy: str) -> None:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != md5:
+        raise WorkError(f"{name} has MD5 {found}, {md5} is expected: {remedy}")
 
 
 def _write_pictures(folder: Path, pictures: Iterable[tuple[SplitName | str, str, npt.NDArray[np.uint8]]]) -> None:
@@ -184,11 +198,22 @@ def _write_pictures(folder: Path, pictures: Iterable[tuple[SplitName | str, str,
 @contextmanager
 def _whole_or_absent(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside the wanted one, renamed at the end; another process may have been faster."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    stage = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         yield stage
         if not folder.exists():
             stage.rename(folder)
+    except OSError as error:
+        if not folder.exists():
+            raise _not_written(folder, error) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _not_written(folder: Path, error: OSError) -> WorkError:
+    return WorkError(
+        f"{folder} could not be written ({error.strerror or error}): make room, or name another place in KEDGE_CACHE"
+    )

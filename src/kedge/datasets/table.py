@@ -38,9 +38,12 @@ def list_table(path: Path) -> Listing:
 def read_columns(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list[str]]:
     """Return columns of a CSV or Parquet file as text; raise DatasetError naming what is missing and what there is."""
     try:
-        columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as a table: {error}") from error
+        columns = _read_parquet(path, (*needed, *optional)) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    except (OSError, csv.Error, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(
+            f"{path} cannot be read as a table ({reason}): give a CSV in UTF-8 or a Parquet file"
+        ) from error
     missing = [name for name in needed if name not in columns]
     if missing:
         there = ", ".join(columns) or "none"
@@ -57,12 +60,14 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
         return {name: [row[name] or "" for row in rows] for name in reader.fieldnames or ()}
 
 
-def _read_parquet(path: Path) -> dict[str, list[str]]:
+def _read_parquet(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
     import pyarrow.parquet as parquet
 
-    table = parquet.read_table(path)
-    return {
-        name: ["" if value is None else str(value) for value in table[name].to_pylist()]
-        for name in table.column_names
-        if name in ("path", "label", "split")
-    }
+    with parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        # Other columns, embeddings say, may be far larger: they are named, not read.
+        table = file.read(columns=[name for name in names if name in wanted])
+        return {
+            name: ["" if value is None else str(value) for value in table[name].to_pylist()] if name in wanted else []
+            for name in names
+        }
