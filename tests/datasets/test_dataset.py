@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kedge.datasets import load_dataset
-from kedge.errors import DatasetError
+from kedge.datasets.dataset import Listed, Listing, divide
+from kedge.errors import ConfigError, DatasetError
+from kedge.picture import content_hash
 from tests.pictures import draw_classes
 
 CLASSES = ["ant", "bee", "cat"]
@@ -34,6 +38,76 @@ def test_undivided_folder_is_split_by_seed_in_equal_parts(photos):
     assert names(load_dataset(photos, seed=1).test) == names(dataset.test)
     assert names(load_dataset(photos, seed=2).test) != names(dataset.test)
     assert dataset.describe()["train_pictures"] == 42
+
+
+@st.composite
+def rows(draw):
+    """Rows of 2-4 classes as (file, label, content, split), with copies, contradictions and splits said or not."""
+    divided = draw(st.booleans())
+    split = st.sampled_from(["train", "train", "validation", "test"]) if divided else st.none()
+    found = []
+    for own, label in enumerate("abcd"[: draw(st.integers(2, 4))], 1):
+        contents = draw(st.lists(st.integers(0, 20), min_size=4, max_size=16))
+        if draw(st.integers(0, 3)):  # else contents that other classes may have too
+            contents = [100 * own + content for content in contents]
+        found += [(f"{label}{number}", label, content, draw(split)) for number, content in enumerate(contents)]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=rows(),
+    seed=st.integers(0, 3),
+    shots=st.none() | st.integers(1, 3),
+    share=st.sampled_from([0.0, 0.1, 0.5]),
+    remembered=st.lists(st.sampled_from(["train", "validation", "test", None]), max_size=20),
+)
+def test_what_holds_of_every_division(rows, seed, shots, share, remembered, tmp_path_factory):
+    root = tmp_path_factory.mktemp("rows")
+    for file, _, content, _ in rows:
+        (root / file).write_text(str(content))
+    contents = [content_hash(str(content).encode()) for _, _, content, _ in rows]
+    membership = {content: split for content, split in zip(contents, remembered, strict=False) if split}
+    listing = Listing("rows", tuple(Listed(str(root / file), label, split) for file, label, _, split in rows))
+    options = {"seed": seed, "shots": shots, "max_classes": None, "validation_share": share, "membership": membership}
+    try:
+        dataset = divide(listing, **options)
+    except DatasetError as error:
+        assert "class" in str(error)
+        return
+    parts = {name: set(getattr(dataset, name).hashes) for name in ("train", "validation", "test", "gallery")}
+    # No content stands on two sides, and the gallery is all of training, drawn or not.
+    assert not parts["train"] & parts["validation"]
+    assert not parts["gallery"] & parts["test"]
+    assert parts["train"] | parts["validation"] <= parts["gallery"]
+    if shots is None:
+        assert parts["train"] | parts["validation"] == parts["gallery"]
+    else:
+        assert np.bincount(dataset.train.labels, minlength=len(dataset.classes)).tolist() == [shots] * len(
+            dataset.classes
+        )
+    # What a picture was before, it stays; only what stands under two labels is left out of everything.
+    labels = {}
+    for _, label, content, _ in rows:
+        labels.setdefault(content_hash(str(content).encode()), set()).add(label)
+    assert parts["gallery"] | parts["test"] == {content for content, names in labels.items() if len(names) == 1}
+    for content, split in membership.items():
+        assert content not in parts["test" if split != "test" else "gallery"]
+    # Paths, labels and hashes go together, and equal calls give equal splits.
+    of_path = {str(root / file): (label, content_hash(str(content).encode())) for file, label, content, _ in rows}
+    again = divide(listing, **options)
+    for name in parts:
+        split = getattr(dataset, name)
+        assert len(split) == len(split.labels) == len(split.paths) == len(split.hashes)
+        for path, label, content in zip(split.paths, split.labels, split.hashes, strict=True):
+            assert of_path[path] == (dataset.classes[label], content)
+        assert split.paths == getattr(again, name).paths
+
+
+def test_numbers_that_cannot_be_are_refused(photos):
+    for option in ({"shots": 0}, {"max_classes": 1}, {"validation_share": 1.0}, {"validation_share": -0.1}):
+        with pytest.raises(ConfigError, match=next(iter(option))):
+            load_dataset(photos, **option)
 
 
 def test_split_does_not_depend_on_the_files_names(photos):
@@ -93,6 +167,26 @@ def test_shots_are_drawn_from_train_and_the_gallery_stays_whole(photos):
     assert not set(dataset.train.hashes) & set(dataset.validation.hashes)
     with pytest.raises(DatasetError, match=r"ant.*--shots 15"):
         load_dataset(photos, shots=15)
+
+
+def test_shots_are_drawn_by_seed_and_no_copy_fills_a_shot(photos):
+    for path in sorted((photos / "ant").iterdir()):
+        shutil.copy(path, path.with_name("copy-of-" + path.name))
+    drawn = [load_dataset(photos, shots=5, seed=seed).train for seed in (0, 0, 1)]
+    assert drawn[0].paths == drawn[1].paths != drawn[2].paths
+    assert len(set(drawn[0].hashes)) == len(drawn[0]) == 15
+
+
+def test_validation_pictures_among_the_test_ones_are_left_out(tmp_path):
+    draw_classes(tmp_path / "train", CLASSES, each=6, size=12, seed=0)
+    draw_classes(tmp_path / "val", CLASSES, each=3, size=12, seed=1)
+    draw_classes(tmp_path / "test", CLASSES, each=3, size=12, seed=2)
+    shutil.copy(tmp_path / "test" / "ant" / "0000.png", tmp_path / "val" / "ant" / "leaked.png")
+    shutil.copy(tmp_path / "val" / "bee" / "0000.png", tmp_path / "train" / "bee" / "leaked.png")
+    dataset = load_dataset(tmp_path)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (18, 9, 9)
+    assert not set(dataset.gallery.hashes) & set(dataset.test.hashes)
+    assert not names(dataset.train) & {"bee/leaked.png"}
 
 
 def test_first_classes_only(photos):
