@@ -13,7 +13,7 @@ LAYERS = [
     {"cli"},
     {"demo"},
     {"training"},
-    {"training_loop", "export"},
+    {"training_loop", "export", "defaults"},
     {"page"},
     {"gallery", "evaluation"},
     {"intake", "queries"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"anchors", "picture", "metrics", "model", "config", "progress"},
     {"errors"},
 ]
-WITH_TORCH = {"demo", "training", "training_loop", "export", "losses", "network", "augmentation"}
+WITH_TORCH = {"demo", "training", "training_loop", "defaults", "export", "losses", "network", "augmentation"}
 
 
 def noun(path):

@@ -5,8 +5,6 @@ import json
 import logging
 import warnings
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from safetensors.torch import save_file
 
 from kedge.anchors import Anchors
 from kedge.errors import WorkError
-from kedge.model import ANCHORS, CARD, ENCODER, WEIGHTS, Distance, ModelCard, Preprocessing
+from kedge.model import ANCHORS, CARD, ENCODER, WEIGHTS, ModelCard
 from kedge.network import StoredEmbedding
 
 __all__ = ["export_encoder", "write_card"]
@@ -60,26 +58,7 @@ def _check_graph(path: Path, pictures: np.ndarray[Any, Any], expected: np.ndarra
         raise WorkError(f"the exported graph differs from the network by {error:.1e} (at most {TOLERANCE:.0e} allowed)")
 
 
-def write_card(
-    folder: Path,
-    anchors: Anchors,
-    *,
-    distance: Distance,
-    image_size: int,
-    trained: dict[str, Any],
-    scores: dict[str, Any],
-) -> ModelCard:
+def write_card(folder: Path, card: ModelCard, anchors: Anchors) -> None:
     """Write `anchors.safetensors` and `kedge.json`."""
-    card = ModelCard(
-        kedge_version=version("kedge"),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        classes=anchors.names,
-        dim=anchors.dim,
-        distance=distance,
-        preprocessing=Preprocessing(image_size=image_size),
-        trained=trained,
-        scores=scores,
-    )
     anchors.save(folder / ANCHORS)
     (folder / CARD).write_text(json.dumps(card.model_dump(), indent=2) + "\n", "utf-8")
-    return card

@@ -4,11 +4,11 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,14 +16,14 @@ from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
 from kedge.config import TrainingConfig
 from kedge.datasets import Dataset, Split, load_dataset
-from kedge.errors import ConfigError, DatasetError, InputError, ModelError, PictureError
+from kedge.defaults import resolve
+from kedge.errors import ConfigError, DatasetError, InputError, ModelError
 from kedge.evaluation import evaluate_dataset, exhaustive_map
 from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
-from kedge.model import METRICS, REPORT, SPLITS, Distance, Model
-from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, accepts_any_size, check_backbone, least_image_size
+from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
+from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding
 from kedge.page import gather_material, report_page
-from kedge.picture import read_picture
 from kedge.training_loop import EmbeddingTraining, LabelledBatches, PicturesOnDisk, fit
 
 __all__ = ["train"]
@@ -31,8 +31,6 @@ __all__ = ["train"]
 SETTINGS_FILE = "settings.json"
 # Decoded pictures beyond this are read from disk batch by batch.
 MOST_IN_MEMORY = 4 << 30
-# Pictures shown in a whole training run, when the number of epochs is left to us.
-SHOWN_PICTURES, LEAST_EPOCHS, MOST_EPOCHS = 80_000, 8, 60
 
 
 def train(
@@ -69,19 +67,17 @@ def train(
         max_classes=config.classes,
         validation_share=config.validation_share,
     )
-    resolved = _resolve(config, recipe, dataset)
+    resolved = resolve(config, recipe, dataset)
     network = _build_network(resolved, recipe, len(dataset.classes))
     _begin(partial, resolved, str(data), resume)
     for note in dataset.notes:
         _say(note, quiet)
 
-    image_size = resolved.image_size or 0
-    training_pictures = _decode(dataset.train, image_size, quiet)
-    validation_pictures = _decode(dataset.validation, image_size, quiet)
+    training_pictures = _decode(dataset.train, resolved.image_size or 0, quiet)
+    validation_pictures = _decode(dataset.validation, resolved.image_size or 0, quiet)
     loss = _train_network(
         network, recipe, resolved, dataset, training_pictures, validation_pictures, partial, resume, quiet
     )
-
     stage = partial / "model"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
@@ -89,90 +85,40 @@ def train(
     if resolved.features == "joint":
         network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
     encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
-    vectors, labels = encoded.inputs.numpy(), encoded.labels.numpy()
-
-    def anchors_for(distance: Distance) -> Anchors:
-        if isinstance(loss, ClassAnchorMargin) and resolved.features == "embedding":
-            learned = loss.anchors.detach().cpu().numpy()
-            return Anchors(dataset.classes, unit_length(learned) if recipe.on_sphere else learned.copy())
-        return Anchors.from_means(dataset.classes, unit_length(vectors) if distance == "cosine" else vectors, labels)
-
-    unit_vectors = (recipe.on_sphere and resolved.features == "embedding") or resolved.features == "joint"
-    distance, scores = _choose_distance(
-        resolved,
-        unit_vectors,
-        held_out.inputs.numpy(),
-        held_out.labels.numpy(),
-        vectors,
-        labels,
-    )
-    export_encoder(stored, stage, image_size)
-    trained = {"data": str(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
-    anchors = anchors_for(distance)
-    write_card(stage, anchors, distance=distance, image_size=image_size, trained=trained, scores=scores)
+    distance, scores = _choose_distance(resolved, recipe, held_out, encoded)
+    anchors = _anchors(dataset.classes, loss, recipe, resolved, encoded, distance)
+    export_encoder(stored, stage, resolved.image_size or 0)
     _write_splits(stage, dataset)
     if (partial / METRICS).is_file():
         shutil.copy(partial / METRICS, stage / METRICS)
-
-    model = Model.load(stage)
-    report, material = None, None
-    if len(dataset.test):
-        _say("evaluating on the test pictures", quiet)
-        report = evaluate_dataset(model, dataset)
-        scores = {**scores, "test": report.headline()}
-        write_card(stage, anchors, distance=distance, image_size=image_size, trained=trained, scores=scores)
-        model = Model.load(stage)
-        material = gather_material(model, dataset)
-    (stage / REPORT).write_text(report_page(model, report, material), "utf-8")
+    trained = {"data": str(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
+    card = ModelCard(
+        kedge_version=version("kedge"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        classes=anchors.names,
+        dim=anchors.dim,
+        distance=distance,
+        preprocessing=Preprocessing(image_size=resolved.image_size or 0),
+        trained=trained,
+        scores=scores,
+    )
+    write_card(stage, card, anchors)
+    _say("evaluating on the test pictures", quiet or not len(dataset.test))
+    _report(stage, dataset)
     stage.rename(out)
     shutil.rmtree(partial)
     return Model.load(out)
 
 
-def _resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> TrainingConfig:
-    """Fill in what the user left open: by the loss's recipe, the backbone and the pictures."""
-    count, classes = len(dataset.train), len(dataset.classes)
-    side = config.image_size or _usual_side(dataset.train)
-    small = side <= 96 and not config.pretrained
-    backbone = config.backbone or (SMALL_BACKBONE if small else "resnet18")
-    check_backbone(backbone, pretrained=config.pretrained)
-    open_settings: dict[str, Any] = dict(recipe.settings)
-    if config.pretrained or not accepts_any_size(backbone):
-        # Weight decay of 0.5 and a rate of 4e-3 are for small convolutional networks from scratch.
-        open_settings |= {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}
-    if config.freeze_backbone:
-        open_settings |= {"auxiliary": 0.0, "head": "linear", "optimizer": "adamw"}
-        open_settings |= {"learning_rate": 1e-3, "weight_decay": 0.05}
-    passes = -(-SHOWN_PICTURES // max(1, count))
-    open_settings |= {
-        "backbone": backbone,
-        "image_size": max(side, least_image_size(backbone)),
-        "dim": min(512, 64 * -(-classes // 64)),
-        "epochs": min(MOST_EPOCHS, max(LEAST_EPOCHS, passes)),
-        "batch_size": min(100, max(16, count // 16)),
-        "flip": dataset.mirror,
-    }
-    if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
-        raise ConfigError("--loss none takes the backbone as it is: leave --features and --freeze-backbone out")
-    given = config.model_dump(exclude_none=True)
-    merged = {**open_settings, **given}
-    if merged.get("head") == "none":
-        merged.pop("dim")
-    return TrainingConfig.model_validate(merged)
-
-
-def _usual_side(split: Split) -> int:
-    """Return the median shorter side of some of the pictures, a multiple of 8 from 8 to 224."""
-    sides = []
-    for path in split.paths[:: max(1, len(split) // 64)]:
-        try:
-            picture = read_picture(path)
-        except PictureError:
-            continue
-        sides.append(min(picture.width, picture.height))
-    if not sides:
-        raise DatasetError("none of the training pictures can be read")
-    return int(min(224, max(8, round(float(np.median(sides)) / 8) * 8)))
+def _report(folder: Path, dataset: Dataset) -> None:
+    """Evaluate the staged model on the test pictures, if there are any; add the scores to its card, write its page."""
+    model, report, material = Model.load(folder), None, None
+    if len(dataset.test):
+        report = evaluate_dataset(model, dataset)
+        scores = {**model.card.scores, "test": report.headline()}
+        write_card(folder, model.card.model_copy(update={"scores": scores}), model.anchors)
+        model, material = Model.load(folder), gather_material(model, dataset)
+    (folder / REPORT).write_text(report_page(model, report, material), "utf-8")
 
 
 def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -> Network:
@@ -260,24 +206,37 @@ def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> 
 
 
 def _choose_distance(
-    settings: TrainingConfig,
-    unit_vectors: bool,
-    queries: npt.NDArray[np.float32],
-    query_labels: npt.NDArray[np.int64],
-    gallery: npt.NDArray[np.float32],
-    gallery_labels: npt.NDArray[np.int64],
+    settings: TrainingConfig, recipe: LossRecipe, validation: LabelledBatches, training: LabelledBatches
 ) -> tuple[Distance, dict[str, Any]]:
     """Return the distance with the better mAP of validation queries in the training pictures, and both figures."""
-    if not len(queries):
+    unit_vectors = settings.features == "joint" or (recipe.on_sphere and settings.features == "embedding")
+    if not len(validation):
         return ("cosine" if settings.distance == "auto" else settings.distance), {}
-    measures: tuple[Distance, ...] = ("l2", "cosine")
-    figures = {name: exhaustive_map(queries, query_labels, gallery, gallery_labels, name) for name in measures}
-    scores = {"validation": {f"map_{name}": round(value, 4) for name, value in figures.items()}}
+    vectors = (validation.inputs.numpy(), validation.labels.numpy(), training.inputs.numpy(), training.labels.numpy())
+    l2, cosine = exhaustive_map(*vectors, "l2"), exhaustive_map(*vectors, "cosine")
+    scores = {"validation": {"map_l2": round(l2, 4), "map_cosine": round(cosine, 4)}}
     if settings.distance != "auto":
         return settings.distance, scores
-    if unit_vectors:
-        return "cosine", scores
-    return ("l2" if figures["l2"] > figures["cosine"] else "cosine"), scores
+    # Unit vectors rank alike by both; their distance is called what it was made for.
+    return ("cosine" if unit_vectors or cosine >= l2 else "l2"), scores
+
+
+def _anchors(
+    classes: tuple[str, ...],
+    loss: torch.nn.Module | None,
+    recipe: LossRecipe,
+    settings: TrainingConfig,
+    training: LabelledBatches,
+    distance: Distance,
+) -> Anchors:
+    """Return the anchors that the loss has learned, or class means where it has none of the stored vectors' kind."""
+    if isinstance(loss, ClassAnchorMargin) and settings.features == "embedding":
+        learned = loss.anchors.detach().cpu().numpy()
+        return Anchors(classes, unit_length(learned) if recipe.on_sphere else learned.copy())
+    vectors = training.inputs.numpy()
+    return Anchors.from_means(
+        classes, unit_length(vectors) if distance == "cosine" else vectors, training.labels.numpy()
+    )
 
 
 def _write_splits(folder: Path, dataset: Dataset) -> None:

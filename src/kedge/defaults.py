@@ -1,0 +1,63 @@
+"""Defaults: what the user left open is filled in by the loss's recipe, the backbone and the pictures."""
+
+from typing import Any
+
+import numpy as np
+
+from kedge.config import TrainingConfig
+from kedge.datasets import Dataset, Split
+from kedge.errors import ConfigError, DatasetError, PictureError
+from kedge.losses import LossRecipe
+from kedge.network import SMALL_BACKBONE, accepts_any_size, check_backbone, least_image_size
+from kedge.picture import read_picture
+
+__all__ = ["resolve"]
+
+# Pictures shown in a whole training run, when the number of epochs is left to us.
+SHOWN_PICTURES, LEAST_EPOCHS, MOST_EPOCHS = 80_000, 8, 60
+
+
+def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> TrainingConfig:
+    """Return the settings with every open one filled in; raise ConfigError for those that exclude each other."""
+    count, classes = len(dataset.train), len(dataset.classes)
+    side = config.image_size or _usual_side(dataset.train)
+    small = side <= 96 and not config.pretrained
+    backbone = config.backbone or (SMALL_BACKBONE if small else "resnet18")
+    check_backbone(backbone, pretrained=config.pretrained)
+    open_settings: dict[str, Any] = dict(recipe.settings)
+    if config.pretrained or not accepts_any_size(backbone):
+        # Weight decay of 0.5 and a rate of 4e-3 are for small convolutional networks from scratch.
+        open_settings |= {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}
+    if config.freeze_backbone:
+        open_settings |= {"auxiliary": 0.0, "head": "linear", "optimizer": "adamw"}
+        open_settings |= {"learning_rate": 1e-3, "weight_decay": 0.05}
+    passes = -(-SHOWN_PICTURES // max(1, count))
+    open_settings |= {
+        "backbone": backbone,
+        "image_size": max(side, least_image_size(backbone)),
+        "dim": min(512, 64 * -(-classes // 64)),
+        "epochs": min(MOST_EPOCHS, max(LEAST_EPOCHS, passes)),
+        "batch_size": min(100, max(16, count // 16)),
+        "flip": dataset.mirror,
+    }
+    if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
+        raise ConfigError("--loss none takes the backbone as it is: leave --features and --freeze-backbone out")
+    given = config.model_dump(exclude_none=True)
+    merged = {**open_settings, **given}
+    if merged.get("head") == "none":
+        merged.pop("dim")
+    return TrainingConfig.model_validate(merged)
+
+
+def _usual_side(split: Split) -> int:
+    """Return the median shorter side of some of the pictures, a multiple of 8 from 8 to 224."""
+    sides = []
+    for path in split.paths[:: max(1, len(split) // 64)]:
+        try:
+            picture = read_picture(path)
+        except PictureError:
+            continue
+        sides.append(min(picture.width, picture.height))
+    if not sides:
+        raise DatasetError("none of the training pictures can be read")
+    return int(min(224, max(8, round(float(np.median(sides)) / 8) * 8)))
