@@ -30,7 +30,7 @@ def run_demo(out: Path) -> None:
         gallery.add(Path(dataset.gallery.paths[0]).parents[1])
         _say("3/3  searching it with test pictures")
         queries = [Path(path) for path in dataset.test.paths[:: len(dataset.test) // QUERIES][:QUERIES]]
-        results = gallery.search_many(queries, k=12)
+        results = gallery.search_many(queries, k=6)
         thumbnails = gallery.thumbnails([hit.id for result in results for hit in result.hits])
     images = [read_picture(query).image for query in queries]
     page = out / "search.html"
