@@ -1,5 +1,6 @@
 """Pages: whole in one file, true to the numbers, safe against odd names, and fit for a browser."""
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from kedge.errors import InputError
 from kedge.evaluation import evaluate_vectors
 from kedge.gallery import Hit, SearchResult
-from kedge.page import ReportMaterial, contact_sheet, evaluate_to_page, report_page
+from kedge.page import ReportMaterial, contact_sheet, evaluate_to_page, plots, report_page
 from kedge.picture import thumbnail
 from tests.models import make_model
 from tests.pictures import draw, draw_classes
@@ -87,6 +88,11 @@ def assert_self_contained(text):
     assert not page.of("link")
     assert "@import" not in text
     assert all(attributes.get("alt") for attributes in page.of("img"))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = re.findall(r"url\(#([^)]+)\)", text)
+    named += [a[k][1:] for _, a in page.tags for k in ("href", "xlink:href") if a.get(k, "").startswith("#")]
+    assert set(named) <= set(ids)
     return page
 
 
@@ -94,7 +100,7 @@ def test_contact_sheet_shows_what_was_found():
     page = assert_self_contained(sheet([result()]))
     assert len(page.of("img")) == 1 + 5  # the sixth hit has no thumbnail
     assert "no picture" in page.text
-    for said in ("duck.png", "0.125", "0.75", "6.2 %", "anchors probed: red, " + ODD, "filed under red"):
+    for said in ("duck.png", "0.1250", "0.7500", "6.2 %", "anchors probed: red, " + ODD, "filed under red"):
         assert said in page.text, said
     assert page.of("figure") and len(page.of("figure")) == 6
     # Odd names stand as text, never as markup.
@@ -143,6 +149,67 @@ def test_report_without_report_or_material_or_metrics(measured, tmp_path):
         assert_self_contained(text)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"loss": 1.0}, {"loss": 0.5, "validation_map": 0.5}],
+        [{"epoch": 1, "loss": None, "validation_map": None}],
+        [{"epoch": 1, "loss": float("nan"), "validation_map": float("nan")}],
+        [{"epoch": 1}],
+    ],
+)
+def test_report_of_metrics_with_gaps(tmp_path, lines):
+    model = make_model(tmp_path / "model")
+    (model.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert "Loss and its terms" in assert_self_contained(report_page(model, None, None)).text
+
+
+@pytest.mark.parametrize(("classes", "pictures"), [(1, 12), (2, 2), (200, 400)])
+def test_report_of_one_class_few_pictures_and_many_classes(tmp_path, classes, pictures):
+    model = make_model(tmp_path / "model", classes=[f"class {number}" for number in range(classes)])
+    labels = np.arange(pictures) % classes
+    noise = np.random.default_rng(0).normal(size=(pictures, 16)) * 0.1
+    vectors = (model.anchors.vectors[labels] + noise).astype(np.float32)
+    names = model.card.classes
+    report = evaluate_vectors(vectors, labels, vectors, labels, model.anchors, classes=names, distance="cosine")
+    page = assert_self_contained(
+        report_page(model, report, ReportMaterial(vectors, labels, names, model.search_anchors, {}))
+    )
+    assert f"All {classes} classes" in page.text
+
+
+def test_precision_recall_is_drawn_to_scale():
+    precision = np.linspace(1.0, 0.2, 101) ** 2
+    svg = plots.precision_recall(precision)
+    # The line has the accent's colour, as a variable of the page, and no marks of ticks before it.
+    path = next(path for path in re.findall(r"<path[^>]+>", svg) if "stroke: var(--accent)" in path)
+    corners = np.array(re.findall(r"[ML] (\S+) (\S+)", path), dtype=float)
+    across, down = corners.T
+    assert len(across) == 101
+    assert np.allclose((across - across[0]) / (across[-1] - across[0]), np.linspace(0, 1, 101), atol=1e-3)
+    drawn = (down[-1] - down) / (down[-1] - down[0])
+    assert np.allclose(drawn, (precision - precision[-1]) / (precision[0] - precision[-1]), atol=1e-3)
+
+
+def test_map_has_a_dot_for_each_picture_and_a_cross_for_each_anchor(measured):
+    _, _, material = measured
+    svg = plots.embedding_map(material.vectors, material.labels, material.classes, material.anchors)
+    dots, crosses = (re.search(rf'id="map-PathCollection_{n}">(.*?)\n   </g>', svg, re.DOTALL)[1] for n in (1, 2))
+    assert dots.count("<use") == len(material.vectors)
+    assert len(set(re.findall(r"fill: (#\w+)", dots))) == len(CLASSES)
+    # matplotlib writes the shape once, and uses it once for each mark.
+    assert crosses.count("<use") == len(CLASSES)
+    assert [words for words in Page(svg).words if words.strip()] == list(CLASSES)
+
+
+def test_distances_keep_four_figures():
+    hits = tuple(
+        Hit(rank, f"id{rank}", None, None, value, "red") for rank, value in enumerate((0.278, 12.3456, 1234.0))
+    )
+    text = Page(sheet([SearchResult("q.png", hits, ("red",), 1.0)])).text
+    assert all(f" {figure} " in text for figure in ("0.2780", "12.35", "1234"))
+
+
 def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, monkeypatch):
     model = make_model(tmp_path / "model")
     draw_classes(tmp_path / "photos", ["red", "green", "blue"], each=8, size=16, seed=0)
@@ -153,9 +220,13 @@ def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, mo
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
-    with pytest.raises(InputError, match="Permission denied"):
-        evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
+    before = sorted(model.folder.iterdir())
+    for step in ("tempfile.NamedTemporaryFile", "pathlib.Path.replace"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="Permission denied"):
+            patch.setattr(step, refuse)
+            evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
+        assert sorted(model.folder.iterdir()) == before
+    assert Page((model.folder / "report.html").read_text("utf-8")).text == page.text
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +266,10 @@ def test_page_in_a_browser(browser, measured, tmp_path, kind, scheme, width):
     )
     assert (ground > ink) == (scheme == "light")
     assert abs(ground - ink) > 120
+    # Plots follow the scheme: their letters are as far from the ground as the page's soft text.
+    for word in page.locator(".plots svg text").all()[:1]:
+        shade = word.evaluate("node => getComputedStyle(node).fill.match(/\\d+/g).slice(0, 3).map(Number)")
+        assert abs(sum(shade) / 3 - ground) > 100
     page.close()
 
 

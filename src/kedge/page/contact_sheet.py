@@ -44,7 +44,7 @@ def _query(row: int, result: SearchResult, picture: Image, thumbnails: Mapping[s
     more = f" and {len(result.probed) - 6} more" if len(result.probed) > 6 else ""
     asked = (
         f"{picture_tag(thumbnail(picture), 'query ' + _name(result))}"
-        f"<div class='name' title='{escape(result.query)}'>{escape(_name(result))}</div>"
+        f"<h2 title='{escape(result.query)}'>{escape(_name(result))}</h2>"
         f"<div class='soft'>{'anchor' if len(result.probed) == 1 else 'anchors'} probed: {probed}{more}</div>"
         f"<div class='bar' aria-hidden='true'><i style='width:{100 * min(1.0, result.scanned_share):.2f}%'></i></div>"
         f"<div class='soft'>{percent(result.scanned_share)} of the gallery looked at</div>"
@@ -64,8 +64,8 @@ def _hit(hit: Hit, jpeg: bytes | None) -> str:
     elsewhere = f"<div class='soft'>filed under {escape(hit.anchor)}</div>" if hit.anchor != hit.label else ""
     return (
         f"<li><figure><div class='shown'>{shown}</div><figcaption>"
-        f"<div class='row'><span>{hit.rank}</span><span title='distance'>{hit.distance:.4g}</span></div>"
-        f"{label}{elsewhere}<div class='path' title='{escape(path)}'>{escape(_short(path))}</div>"
+        f"<div class='row'><span>{hit.rank}</span><span title='distance'>{_figure(hit.distance)}</span></div>"
+        f"{label}{elsewhere}<div class='path' title='{escape(path)}'>{escape(_short(path, hit.label))}</div>"
         f"</figcaption></figure></li>"
     )
 
@@ -74,11 +74,16 @@ def _name(result: SearchResult) -> str:
     return PurePath(result.query).name or result.query
 
 
-def _short(path: str, most: int = 26) -> str:
-    """Return the end of a path, which tells pictures apart."""
+def _short(path: str, label: str | None, most: int = 26) -> str:
+    """Return the end of a path, which tells pictures apart; without the folder where that is the label."""
     parts = PurePath(path).parts[-2:]
-    short = "/".join(parts) if len(parts) == 2 else path
+    short = "/".join(parts[1:] if parts[:1] == (label,) else parts) if len(parts) == 2 else path
     return short if len(short) <= most else f"{short[: most // 2 - 1]}…{short[-most // 2 :]}"
+
+
+def _figure(distance: float) -> str:
+    """Return a distance with four significant figures, so that neighbours can be compared: 0.278 -> 0.2780."""
+    return f"{distance:#.4g}".removesuffix(".")
 
 
 def _hue(label: str) -> int:

@@ -9,9 +9,11 @@ from PIL import Image
 __all__ = ["data_url", "escape", "frame", "percent", "picture_tag"]
 
 STYLE = """
-:root { --ink:#1d2126; --soft:#5d6673; --line:#dfe3e8; --ground:#fafafa; --card:#fff; --accent:#0b6e99; --tint:#e6f1f6 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink:#e8eaed; --soft:#9aa4b2; --line:#353b44; --ground:#16191d; --card:#1e2227; --accent:#5bb8e0; --tint:#1f333e }
+:root { --ink:#1d2126; --soft:#5d6673; --line:#dfe3e8; --ground:#fafafa; --card:#fff; --accent:#0b6e99; --tint:#e6f1f6;
+  --warm:#c2571a; --violet:#7a5ea8; --green:#3f8f4f; color-scheme:light dark }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink:#e8eaed; --soft:#9aa4b2; --line:#353b44; --ground:#16191d; --card:#1e2227; --accent:#5bb8e0; --tint:#1f333e;
+    --warm:#ef8a4f; --violet:#ab90dc; --green:#6fc281 }
 }
 * { box-sizing: border-box }
 body { margin:0; background:var(--ground); color:var(--ink); line-height:1.55;
@@ -23,23 +25,26 @@ h3 { font-size:1rem; margin:18px 0 6px; font-weight:600; overflow-wrap:anywhere 
 p { margin:6px 0; max-width:70ch } a { color:var(--accent) }
 .soft { color:var(--soft); font-size:.9rem }
 .card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:16px }
-.figures { display:grid; grid-template-columns:repeat(auto-fit, minmax(190px, 1fr)); gap:14px; margin:22px 0 }
+.figures { display:grid; grid-template-columns:repeat(auto-fit, minmax(150px, 1fr)); gap:14px; margin:22px 0 }
 .figures b { display:block; font-size:2rem; line-height:1.15; font-weight:650; font-variant-numeric:tabular-nums }
 .scroll { overflow-x:auto }
 table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-numeric:tabular-nums }
 th, td { text-align:right; padding:6px 10px; border-bottom:1px solid var(--line); white-space:nowrap }
 th:first-child, td:first-child { text-align:left } thead th { color:var(--soft); font-weight:560 }
 tr.group th { text-align:left; padding-top:18px; color:var(--ink); font-weight:620; white-space:normal }
-tr.own td { background:var(--tint) }
+tr.group span { display:block; position:sticky; left:10px; max-width:calc(100vw - 84px) }
+tbody th { font-weight:400 } .named th { white-space:normal; overflow-wrap:anywhere } tr.own > * { background:var(--tint) }
 table.settings td { text-align:left; white-space:normal; overflow-wrap:anywhere }
-.plots { display:grid; grid-template-columns:repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap:18px }
-.plot { background:#fff; border:1px solid var(--line); border-radius:10px; padding:10px } .plot svg { width:100%; height:auto }
-.strip { display:flex; flex-wrap:wrap; gap:8px }
-.strip img { width:72px; height:72px; object-fit:cover; border-radius:6px; background:var(--line) }
+.plots { display:grid; grid-template-columns:repeat(6, 1fr); gap:16px } .plots > * { grid-column:span 3; min-width:0 }
+.plots > .third { grid-column:span 2 }
+.plots figure { margin:0; display:flex; flex-direction:column; justify-content:space-between } .plots figcaption { margin:0 0 8px } .plots figcaption b { font-size:.95rem } .plots figcaption .soft { font-size:.85rem }
+.plots figcaption b { display:block; font-weight:620 }
+.plots svg { display:block; width:100%; height:auto; stroke-linejoin:round } .plots svg text { font-family:inherit !important }
+.strip { display:grid; grid-template-columns:repeat(6, minmax(0, 72px)); gap:8px }
+.strip img { width:100%; aspect-ratio:1; object-fit:cover; border-radius:6px; background:var(--line) }
 img.small { image-rendering:pixelated }
 .query { display:grid; grid-template-columns:200px 1fr; gap:24px; padding:26px 0; border-top:1px solid var(--line) }
 .query .asked img { width:100%; border-radius:10px; display:block; background:var(--line) }
-.asked .name { font-weight:620; overflow-wrap:anywhere; margin-top:8px }
 .bar { height:6px; border-radius:3px; background:var(--line); margin:4px 0 2px; overflow:hidden }
 .bar i { display:block; height:100%; background:var(--accent); min-width:2px }
 .hits { display:grid; grid-template-columns:repeat(auto-fill, minmax(118px, 1fr)); gap:14px; list-style:none; margin:0; padding:0 }
@@ -47,19 +52,23 @@ img.small { image-rendering:pixelated }
   display:flex; align-items:center; justify-content:center; color:var(--soft); font-size:.8rem }
 .hits img { width:100%; height:100%; object-fit:contain; display:block }
 figcaption { font-size:.82rem; line-height:1.35; margin-top:5px }
-figcaption .row { display:flex; justify-content:space-between; gap:6px; font-variant-numeric:tabular-nums }
+figcaption .soft, .path { font-size:.78rem } figcaption .row { display:flex; justify-content:space-between; gap:6px; font-variant-numeric:tabular-nums }
 .chip { display:inline-block; max-width:100%; padding:1px 8px; border-radius:9px; font-size:.8rem; overflow:hidden;
   text-overflow:ellipsis; white-space:nowrap; vertical-align:bottom;
   background:hsl(var(--hue) 60% 90%); color:hsl(var(--hue) 75% 22%) }
-@media (prefers-color-scheme: dark) { .chip { background:hsl(var(--hue) 35% 26%); color:hsl(var(--hue) 70% 86%) } }
-.path { color:var(--soft); overflow:hidden; text-overflow:ellipsis; white-space:nowrap }
+@media screen and (prefers-color-scheme: dark) { .chip { background:hsl(var(--hue) 35% 26%); color:hsl(var(--hue) 70% 86%) }
+  .plots svg image { filter:brightness(.8) } }
+.path { color:var(--soft); overflow-wrap:anywhere }
+.query h2 { font-size:1rem; margin:10px 0 4px; overflow-wrap:anywhere } .query:target h2 { color:var(--accent) }
 .jump { columns:180px auto; font-size:.9rem; margin:16px 0; padding-left:18px } .jump li { overflow-wrap:anywhere }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 18px; font-size:.92rem } dt { font-weight:620 } dd { margin:0 }
 summary { cursor:pointer; color:var(--accent) }
 footer { margin-top:56px; color:var(--soft); font-size:.85rem }
 @media (max-width:640px) { .query { grid-template-columns:1fr } .query .asked { max-width:180px } dl { grid-template-columns:1fr }
   main { padding:22px 14px 48px } }
-@media print { body { background:#fff } .query, .card, .plot { break-inside:avoid } }
+@media (max-width:860px) { .plots > *, .plots > .third { grid-column:1 / -1 } }
+@media print { body { background:#fff; font-size:12px } main { padding:0 } .hits figure, .card, tr { break-inside:avoid } .jump { display:none }
+  h2, h3 { break-after:avoid } * { print-color-adjust:exact; -webkit-print-color-adjust:exact } }
 """
 
 # Pictures below this size are shown enlarged, and a blur would hide what there is.

@@ -1,146 +1,188 @@
-"""Plots of a report, as SVG text to stand in a page."""
+"""Plots of a report, as SVG text to stand in a page; its style sheet gives them their colours, light or dark."""
 
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kedge.anchors import Anchors, squared_distances
 
 __all__ = ["anchor_distances", "embedding_map", "metric_by_epoch", "precision_recall", "terms_by_epoch"]
 
-ACCENT, INK, SOFT = "#0b6e99", "#1d2126", "#8a93a0"
-TERM_COLOURS = {
-    "loss": INK,
-    "attractor": ACCENT,
-    "repeller": "#c2571a",
-    "norm_floor": "#7a5ea8",
-    "auxiliary": "#3f8f4f",
+# Colours of the page's light scheme. In the SVG they become variables of the style sheet, which follow the scheme.
+INK, SOFT, LINE, ACCENT = "#1d2126", "#5d6673", "#dfe3e8", "#0b6e99"
+WARM, VIOLET, GREEN = "#c2571a", "#7a5ea8", "#3f8f4f"
+VARIABLES = {
+    INK: "var(--ink)",
+    SOFT: "var(--soft)",
+    LINE: "var(--line)",
+    ACCENT: "var(--accent)",
+    WARM: "var(--warm)",
+    VIOLET: "var(--violet)",
+    GREEN: "var(--green)",
 }
+TERM_COLOURS = {"loss": INK, "attractor": ACCENT, "repeller": WARM, "norm_floor": VIOLET, "auxiliary": GREEN}
 MOST_NAMED = 40
+SMALL, LARGE = (4.0, 3.2), (5.4, 4.6)
+FAR = LinearSegmentedColormap.from_list("far", ["#0a2f42", ACCENT, "#7db9d3", "#dcebf2"])
 
 
-def _axes(width: float = 5.2, height: float = 4.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasSVG(figure)
+    figure.patch.set_visible(False)
     axes = figure.add_subplot()
+    axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.tick_params(color=LINE, labelcolor=SOFT, labelsize=9)
+    axes.xaxis.label.set_color(SOFT)
+    axes.yaxis.label.set_color(SOFT)
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, name: str) -> str:
+    """Return a figure as SVG for a page: text stays text, and ids begin with `name`, for a page holds several."""
     buffer = io.StringIO()
-    # Text stays text; no date, so that equal figures give equal pages.
-    with _rc(), warnings.catch_warnings():
+    settings = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "kedge"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         # Names may hold signs that matplotlib has no shape for; the browser has.
         warnings.filterwarnings("ignore", message="Glyph")
+        # No date, so that equal figures give equal pages.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    # What describes the file, and a style that would hold for the whole page.
+    text = re.sub(r" <metadata>.*?</metadata>\n| <defs>\n  <style.*?</style>\n </defs>\n", "", text, flags=re.DOTALL)
+    return re.sub(r"<[^<>]+>", lambda tag: _for_page(tag[0], name), text[text.index("<svg") :])
 
 
-def _rc() -> Any:
-    import matplotlib
+def _for_page(tag: str, name: str) -> str:
+    """Return one tag with ids of its own and the page's colours; names of classes stand outside of tags."""
+    tag = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{name}-", tag)
+    return re.sub(r"(fill|stroke): (#\w{6})", lambda found: f"{found[1]}: {VARIABLES.get(found[2], found[2])}", tag)
 
-    return matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "kedge"})
+
+def _epochs(metrics: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [line.get("epoch", number) for number, line in enumerate(metrics, start=1)]
 
 
-def terms_by_epoch(metrics: Sequence[Mapping[str, float]]) -> str:
+def _values(metrics: Sequence[Mapping[str, Any]], name: str) -> npt.NDArray[np.float64]:
+    """Return what was logged under a name, NaN where it was not."""
+    return np.array([line.get(name) for line in metrics], dtype=np.float64)
+
+
+def terms_by_epoch(metrics: Sequence[Mapping[str, Any]]) -> str:
     """Plot the loss and its terms by epoch."""
-    figure, axes = _axes()
-    epochs = [line["epoch"] for line in metrics]
+    figure, axes = _axes(SMALL)
+    epochs = _epochs(metrics)
     for name, colour in TERM_COLOURS.items():
-        values = [line.get(name, np.nan) for line in metrics]
-        if np.isfinite(values).any() and np.nanmax(np.abs(values)) > 0:
-            axes.plot(epochs, values, color=colour, label=name.replace("_", " "), marker=".", linewidth=1.6)
+        values = _values(metrics, name)
+        if np.nanmax(np.abs(values[np.isfinite(values)]), initial=0) > 0:
+            dashes = "--" if name == "loss" else "-"
+            axes.plot(epochs, values, dashes, color=colour, label=name.replace("_", " "), marker=".", linewidth=1.6)
     axes.set_yscale("symlog", linthresh=1e-2)
-    axes.set_xlabel("epoch")
-    axes.set_title("Loss and its terms", loc="left", fontsize=11)
+    _number_epochs(axes)
     if axes.lines:
-        axes.legend(frameon=False, fontsize=9)
-    return _svg(figure)
+        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
+    return _svg(figure, "terms")
 
 
-def metric_by_epoch(metrics: Sequence[Mapping[str, float]]) -> str:
+def metric_by_epoch(metrics: Sequence[Mapping[str, Any]]) -> str:
     """Plot the validation mAP by epoch, in percent."""
-    figure, axes = _axes()
-    lines = [line for line in metrics if "validation_map" in line]
-    values = [100 * line["validation_map"] for line in lines]
-    axes.plot([line["epoch"] for line in lines], values, color=ACCENT, marker=".", linewidth=1.8)
-    axes.set_ylim(bottom=0)
+    figure, axes = _axes(SMALL)
+    values = 100 * _values(metrics, "validation_map")
+    axes.plot(_epochs(metrics), values, color=ACCENT, marker=".", linewidth=1.8)
+    axes.set_ylim(0, 102)
+    axes.set_ylabel("mAP, %")
+    _number_epochs(axes)
+    return _svg(figure, "validation")
+
+
+def _number_epochs(axes: Axes) -> None:
     axes.set_xlabel("epoch")
-    axes.set_title("mAP of validation pictures among themselves, %", loc="left", fontsize=11)
-    return _svg(figure)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def precision_recall(precision: Sequence[float]) -> str:
     """Plot interpolated precision at evenly spaced recall levels from 0 to 1."""
-    figure, axes = _axes()
+    figure, axes = _axes(SMALL)
     recall = np.linspace(0, 100, len(precision))
     axes.plot(recall, 100 * np.asarray(precision), color=ACCENT, linewidth=1.8)
-    axes.fill_between(recall, 0, 100 * np.asarray(precision), color=ACCENT, alpha=0.08)
+    axes.fill_between(recall, 0, 100 * np.asarray(precision), color=ACCENT, alpha=0.1, linewidth=0)
     axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="recall, %", ylabel="precision, %")
-    axes.set_title("Precision and recall, mean over queries", loc="left", fontsize=11)
-    return _svg(figure)
+    return _svg(figure, "precision")
 
 
 def embedding_map(
     vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: Sequence[str], anchors: Anchors
 ) -> str:
     """Plot embeddings (n, d) and anchors in two dimensions, by t-SNE: near stays near, far says little."""
-    from sklearn.manifold import TSNE
-
-    points = np.concatenate([vectors, anchors.vectors]).astype(np.float64)
-    figure, axes = _axes()
-    axes.set_title("Map of the embeddings (t-SNE), anchors as crosses", loc="left", fontsize=11)
+    figure, axes = _axes(LARGE)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    if len(points) < 4:
+    flat = _in_two_dimensions(np.concatenate([vectors, anchors.vectors]))
+    if flat is None:
         axes.text(0.5, 0.5, "too few pictures for a map", ha="center", color=SOFT)
-        return _svg(figure)
-    perplexity = min(30.0, (len(points) - 1) / 3)
-    flat = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(points)
+        return _svg(figure, "map")
     pictures, marks = flat[: len(vectors)], flat[len(vectors) :]
     colours = _colours(len(classes))
-    axes.scatter(pictures[:, 0], pictures[:, 1], c=colours[labels], s=12, linewidths=0, alpha=0.75)
-    colour_of = dict(zip(classes, colours, strict=True))
-    named = len(anchors) <= MOST_NAMED
-    for name, (across, up) in zip(anchors.names, marks, strict=True):
-        colour = colour_of.get(name, INK)
-        axes.plot(across, up, marker="x", color=INK, markersize=8, markeredgewidth=2.6)
-        axes.plot(across, up, marker="x", color=colour, markersize=7, markeredgewidth=1.4)
-        if named:
-            axes.annotate(_plain(name), (across, up), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
-    return _svg(figure)
+    axes.scatter(pictures[:, 0], pictures[:, 1], c=colours[labels], s=12, linewidths=0, alpha=0.7)
+    axes.scatter(marks[:, 0], marks[:, 1], marker="x", color=INK, s=34, linewidths=1.6)
+    if len(anchors) <= MOST_NAMED:
+        for name, place in zip(anchors.names, marks, strict=True):
+            axes.annotate(_plain(name), place, xytext=(5, 4), textcoords="offset points", fontsize=9, color=INK)
+    return _svg(figure, "map")
+
+
+def _in_two_dimensions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+    """Return points (n, 2) by t-SNE; None for fewer than 4."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    if len(vectors) < 4:
+        return None
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    shrink = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500)
+    # So few points are mapped faster by one thread than by several that wait for each other: 1.4 s, not 20.
+    with threadpool_limits(1):
+        return shrink.fit_transform(vectors.astype(np.float64))
 
 
 def anchor_distances(anchors: Anchors) -> str:
     """Plot the Euclidean distances between anchors."""
     distances = np.sqrt(squared_distances(anchors.vectors, anchors.vectors))
-    figure, axes = _axes()
-    image = axes.imshow(distances, cmap="cividis", vmin=0)
-    figure.colorbar(image, ax=axes, shrink=0.8)
+    figure, axes = _axes(LARGE)
+    axes.spines[:].set_visible(False)
+    image = axes.imshow(distances, cmap=FAR, vmin=0)
+    scale = figure.colorbar(image, ax=axes, shrink=0.8)
+    scale.outline.set_visible(False)
+    scale.ax.tick_params(color=LINE, labelcolor=SOFT, labelsize=9)
+    axes.set(xticks=[], yticks=[])
     if len(anchors) <= MOST_NAMED:
         names = [_plain(name) for name in anchors.names]
-        size = 8 if len(names) <= 20 else 6
+        size = 9 if len(names) <= 20 else 6
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set_title("Distances between anchors", loc="left", fontsize=11)
-    return _svg(figure)
+        axes.tick_params(length=0)
+    return _svg(figure, "distances")
 
 
 def _colours(count: int) -> npt.NDArray[np.float64]:
     if count <= 10:
         return np.asarray(colormaps["tab10"](range(count)))
-    return colormaps["turbo"](np.linspace(0.03, 0.97, count))
+    # The ends of this map are too dark to be seen on a dark ground.
+    return colormaps["turbo"](np.linspace(0.1, 0.9, count))
 
 
 def _plain(name: str, most: int = 18) -> str:

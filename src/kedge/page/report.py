@@ -128,7 +128,7 @@ def _search_table(report: Report) -> str:
     for filed_by, text in groups:
         chosen = [row for row in report.search if row.filed_by == filed_by]
         if chosen:
-            rows += f"<tr class='group'><th colspan='{len(_COLUMNS)}' scope='colgroup'>{text}</th></tr>"
+            rows += f"<tr class='group'><th colspan='{len(_COLUMNS)}' scope='colgroup'><span>{text}</span></th></tr>"
             rows += "".join(_search_row(row, own=row.distance == report.distance) for row in chosen)
     return (
         "<h2>Ways to search</h2><p class='soft'>Lines by the model's own distance are tinted.</p>"
@@ -143,26 +143,39 @@ def _search_row(row: SearchFigures, *, own: bool) -> str:
     way = "all" if row.probes is None else "exact" if row.probes == "exact" else f"probes {row.probes}"
     name = f"{'L2' if row.distance == 'l2' else 'cosine'}, {way}"
     shares = (row.map, row.precision_at["20"], row.precision_at["100"], *(row.recall_at[k] for k in ("1", "5", "10")))
-    cells = [name, *(f"{100 * share:.1f}" for share in shares)]
+    cells = [f"{100 * share:.1f}" for share in shares]
     cells += [percent(row.scanned_share), f"{row.milliseconds_per_query:.2f}"]
-    return f"<tr{' class=own' if own else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    values = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f"<tr{' class=own' if own else ''}><th scope='row'>{name}</th>{values}</tr>"
 
 
 def _plots(model: Model, report: Report | None, material: ReportMaterial | None) -> str:
     metrics = model.metrics()
-    drawn = []
+    narrow, wide = [], []
     if report and report.precision_recall:
-        drawn.append(("precision by recall", plots.precision_recall(report.precision_recall)))
-    if any("validation_map" in line for line in metrics):
-        drawn.append(("validation mAP by epoch", plots.metric_by_epoch(metrics)))
+        text = "Exhaustive search by the model's own distance, mean over queries"
+        narrow.append(("Precision by recall", text, plots.precision_recall(report.precision_recall)))
+    if any(line.get("validation_map") is not None for line in metrics):
+        text = "Validation pictures searched among themselves"
+        narrow.append(("mAP by epoch", text, plots.metric_by_epoch(metrics)))
     if metrics:
-        drawn.append(("loss terms by epoch", plots.terms_by_epoch(metrics)))
+        narrow.append(("Loss and its terms by epoch", "Logarithmic scale", plots.terms_by_epoch(metrics)))
     if material and len(material.vectors):
         map_ = plots.embedding_map(material.vectors, material.labels, material.classes, material.anchors)
-        drawn.append(("map of the embeddings", map_))
-    drawn.append(("distances between anchors", plots.anchor_distances(model.search_anchors)))
-    figures = "".join(f"<div class='plot' role='img' aria-label='{name}'>{svg}</div>" for name, svg in drawn)
+        text = f"{len(material.vectors)} test pictures by t-SNE, anchors as crosses: near stays near, far says little"
+        wide.append(("Map of the embeddings", text, map_))
+    text = "Euclidean; dark is close, and what is close is easily confused"
+    wide.append(("Distances between anchors", text, plots.anchor_distances(model.search_anchors)))
+    third = " third" if len(narrow) == 3 else ""
+    figures = "".join(_figure(*drawn, third) for drawn in narrow) + "".join(_figure(*drawn) for drawn in wide)
     return f"<h2>Plots</h2><div class='plots'>{figures}</div>"
+
+
+def _figure(heading: str, text: str, svg: str, width: str = "") -> str:
+    return (
+        f"<figure class='card{width}'><figcaption><b>{heading}</b><span class='soft'>{escape(text)}</span></figcaption>"
+        f"<div role='img' aria-label='{heading}'>{svg}</div></figure>"
+    )
 
 
 def _classes(report: Report, material: ReportMaterial) -> str:
@@ -177,10 +190,10 @@ def _classes(report: Report, material: ReportMaterial) -> str:
         + "</div>"
         for heading, chosen in parts or [("Classes", scored)]
     )
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{100 * ap:.1f}</td></tr>" for ap, name in scored)
+    rows = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{100 * ap:.1f}</td></tr>" for ap, name in scored)
     table = (
-        f"<details><summary>All {len(scored)} classes</summary><div class='scroll'><table><thead><tr><th>class</th>"
-        f"<th>AP, %</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
+        f"<details><summary>All {len(scored)} classes</summary><table class='named'><thead><tr>"
+        f"<th scope='col'>class</th><th scope='col'>AP, %</th></tr></thead><tbody>{rows}</tbody></table></details>"
     )
     return f"<h2>Classes, by average precision</h2><div class='plots'>{strips}</div>{table}"
 
@@ -192,13 +205,14 @@ def _class_strip(name: str, ap: float, examples: Sequence[bytes]) -> str:
 
 def _settings(trained: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{escape(value)}</td></tr>" for name, value in trained.items()
+        f"<tr><th scope='row'>{escape(name.replace('_', ' '))}</th><td>{escape(value)}</td></tr>"
+        for name, value in trained.items()
     )
     if not rows:
         return ""
     return (
         "<h2>How it was trained</h2><details><summary>All settings and counts</summary>"
-        f"<table class='settings'><tbody>{rows}</tbody></table></details>"
+        f"<table class='named settings'><tbody>{rows}</tbody></table></details>"
     )
 
 
@@ -214,12 +228,16 @@ def _find(report: Report, filed_by: str, probes: Probes) -> SearchFigures | None
 
 def _write(path: Path, text: str) -> None:
     """Write beside the place and rename, so that a page is whole or the old one."""
+    partial: Path | None = None
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            partial = Path(file.name)
             file.write(text)
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
+        partial.chmod(0o644)
+        partial.replace(path)
     except OSError as error:
+        if partial:
+            partial.unlink(missing_ok=True)
         raise InputError(
             f"{path} cannot be written ({error.strerror}): copy the model to where you may write"
         ) from error
