@@ -31,7 +31,7 @@ DEFAULT_PROBES: tuple[Probes, ...] = (1, 2, 5, "exact")
 PRECISION_AT, RECALL_AT = (20, 100), (1, 5, 10)
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 # Share scanned and time are those of a search for so many hits, by at most so many queries.
-TIMED_K, MOST_TIMED = 100, 1000
+TIMED_K, MOST_TIMED = 100, 200
 # A block of queries holds some 40 bytes for each picture of the gallery.
 BLOCK_BYTES, BYTES_A_PAIR = 256 << 20, 40
 GALLERY_BLOCK = 16_384
