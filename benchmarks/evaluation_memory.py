@@ -1,6 +1,6 @@
 """How much memory does an evaluation take? All modes over synthetic vectors; prints a line of Markdown.
 
-    python benchmarks/evaluation_memory.py --queries 10000 --gallery 50000 --dim 512
+python benchmarks/evaluation_memory.py --queries 10000 --gallery 50000 --dim 512
 """
 
 import argparse

@@ -171,7 +171,8 @@ def test_report_of_one_class_few_pictures_and_many_classes(tmp_path, classes, pi
     noise = np.random.default_rng(0).normal(size=(pictures, 16)) * 0.1
     vectors = (model.anchors.vectors[labels] + noise).astype(np.float32)
     names = model.card.classes
-    report = evaluate_vectors(vectors, labels, vectors, labels, model.anchors, classes=names, distance="cosine")
+    options = {"classes": names, "distance": "cosine", "probes": (1,)}
+    report = evaluate_vectors(vectors, labels, vectors, labels, model.anchors, **options)
     page = assert_self_contained(
         report_page(model, report, ReportMaterial(vectors, labels, names, model.search_anchors, {}))
     )
