@@ -17,7 +17,7 @@ STYLE = """
 }
 * { box-sizing: border-box }
 body { margin:0; background:var(--ground); color:var(--ink); line-height:1.55;
-  font:16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
+  font:1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
 main { max-width:1120px; margin:0 auto; padding:32px 20px 64px }
 h1 { font-size:1.75rem; line-height:1.25; margin:0 0 4px; font-weight:650; letter-spacing:-.01em; overflow-wrap:anywhere }
 h2 { font-size:1.2rem; margin:44px 0 10px; font-weight:620 }
@@ -62,12 +62,12 @@ figcaption .soft, .path { font-size:.78rem } figcaption .row { display:flex; jus
 .query h2 { font-size:1rem; margin:10px 0 4px; overflow-wrap:anywhere } .query:target h2 { color:var(--accent) }
 .jump { columns:180px auto; font-size:.9rem; margin:16px 0; padding-left:18px } .jump li { overflow-wrap:anywhere }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 18px; font-size:.92rem } dt { font-weight:620 } dd { margin:0 }
-summary { cursor:pointer; color:var(--accent) }
+details { margin-top:12px } summary { cursor:pointer; color:var(--accent) }
 footer { margin-top:56px; color:var(--soft); font-size:.85rem }
 @media (max-width:640px) { .query { grid-template-columns:1fr } .query .asked { max-width:180px } dl { grid-template-columns:1fr }
   main { padding:22px 14px 48px } }
 @media (max-width:860px) { .plots > *, .plots > .third { grid-column:1 / -1 } }
-@media print { body { background:#fff; font-size:12px } main { padding:0 } .hits figure, .card, tr { break-inside:avoid } .jump { display:none }
+@media print { html { font-size:12px } body { background:#fff } main { padding:0 } .hits figure, .card, tr { break-inside:avoid } .jump { display:none }
   h2, h3 { break-after:avoid } * { print-color-adjust:exact; -webkit-print-color-adjust:exact } }
 """
 

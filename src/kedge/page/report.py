@@ -76,7 +76,8 @@ def report_page(model: Model, report: Report | None, material: ReportMaterial | 
     trained = model.card.trained
     name = report.dataset if report else str(trained.get("dataset", "pictures"))
     title = f"{name}: how well does it retrieve?"
-    made = f"Model {model.fingerprint}, {trained.get('loss', '?')} on {trained.get('backbone', '?')}"
+    how = " on ".join(str(trained[part]) for part in ("loss", "backbone") if part in trained)
+    made = ", ".join(filter(None, (f"Model {model.fingerprint}", how)))
     parts = [
         f"<h1>{escape(title)}</h1>\n<p class='soft'>{escape(made)}, made {escape(model.card.created_at[:10])}.</p>"
     ]
