@@ -23,7 +23,7 @@ from kedge.anchors import unit_length
 from kedge.errors import GalleryError, InputError, PictureError
 from kedge.filing import file_vectors
 from kedge.gallery import Gallery
-from models import colour_of, embed, make_model, projection
+from tests.models import colour_of, embed, make_model, projection
 
 CLASSES = ("red", "green", "blue")
 
