@@ -142,6 +142,32 @@ def test_equal_vectors_tie_by_gallery_order():
     assert report.figures("exhaustive", "l2").map == 1.0
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_copies_among_other_pictures_tie_by_gallery_order(seed):
+    random = np.random.default_rng(seed)
+    # Far from the origin, where a product rounds the distances of copies differently.
+    points = (1000 + random.normal(size=(70, 37))).astype(np.float32)
+    queries, gallery, anchors = points[40:], points[random.integers(0, 40, 301)], Anchors(("a", "b"), points[:2])
+    labels = random.integers(0, 2, 301)
+    report = evaluate_vectors(
+        queries, labels[:30], gallery, labels, anchors, classes=("a", "b"), distance="l2", probes=(1,)
+    )
+    assert report.figures("exhaustive", "l2").map == pytest.approx(slow_map(queries, labels[:30], gallery, labels))
+
+
+def test_share_scanned_is_that_of_all_queries_whatever_their_order():
+    random = np.random.default_rng(0)
+    anchors = Anchors(tuple("abcdefghij"), np.eye(10, dtype=np.float32))
+    # A crowded class and nine thin ones; the queries lie sorted by class.
+    labels, asked = np.repeat(np.arange(10), [910, *[10] * 9]), np.repeat(np.arange(10), 200)
+    gallery = anchors.vectors[labels] + random.normal(size=(1000, 10)).astype(np.float32) * np.float32(0.01)
+    queries = anchors.vectors[asked] + random.normal(size=(2000, 10)).astype(np.float32) * np.float32(0.01)
+    report = evaluate_vectors(queries, asked, gallery, labels, anchors, classes=anchors.names, distance="l2")
+    shares = np.bincount(labels)[asked] / 1000
+    assert report.figures("two-stage", "l2", "nearest", 1).scanned_share == pytest.approx(shares.mean(), abs=1e-9)
+
+
 def test_memory_is_bounded():
     random = np.random.default_rng(0)
     queries = random.normal(size=(500, 32)).astype(np.float32)
@@ -186,3 +212,11 @@ def test_impossible_input_is_named():
         report_of((queries[:, :7], query_labels, gallery, labels, anchors))
     with pytest.raises(InputError, match="0 queries"):
         report_of((queries[:0], query_labels[:0], gallery, labels, anchors))
+    for wrong, said in [
+        (query_labels - 1, "holds -1"),
+        (query_labels + 5, "5 classes"),
+        (query_labels * 1.0, "whole numbers"),
+        (query_labels[:3], "one label for each of the 30"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            report_of((queries, wrong, gallery, labels, anchors))

@@ -30,7 +30,8 @@ FiledBy = Literal["nearest", "label"]
 DEFAULT_PROBES: tuple[Probes, ...] = (1, 2, 5, "exact")
 PRECISION_AT, RECALL_AT = (20, 100), (1, 5, 10)
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
-# Share scanned and time are those of a search for so many hits, by at most so many queries.
+# Share scanned and time are those of a search for so many hits, by at most so many queries, spread over all: queries
+# lie sorted by class, and the first ones would stand for a class or two.
 TIMED_K, MOST_TIMED = 100, 200
 # A block of queries holds some 40 bytes for each picture of the gallery.
 BLOCK_BYTES, BYTES_A_PAIR = 256 << 20, 40
@@ -183,7 +184,9 @@ def evaluate_vectors(
     gallery are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
     """
     _check_probes(probes)
-    _check_vectors(queries, query_labels, gallery, gallery_labels, anchors)
+    _check_vectors(queries, gallery, anchors)
+    query_labels = _checked_labels(query_labels, len(queries), classes, "query_labels")
+    gallery_labels = _checked_labels(gallery_labels, len(gallery), classes, "gallery_labels")
     search: list[SearchFigures] = []
     per_class: dict[str, float | None] = {}
     curve: tuple[float, ...] = ()
@@ -315,6 +318,8 @@ def _ranked_blocks(
 ) -> Iterator[tuple[slice, npt.NDArray[np.bool_], Labels, Labels]]:
     """Yield (rows of queries, relevance by rank, number of relevant pictures, pictures by rank), block by block."""
     count = len(setting.gallery)
+    first_of = _first_equal(setting.gallery)
+    again = np.flatnonzero(first_of != np.arange(count))
     relevant = setting.relevant()
     size = max(1, BLOCK_BYTES // (BYTES_A_PAIR * max(1, count)))
     for start in range(0, len(setting.queries), size):
@@ -322,8 +327,9 @@ def _ranked_blocks(
         distances = np.empty((rows.stop - start, count), dtype=np.float32)
         for first in range(0, count, GALLERY_BLOCK):
             block = slice(first, first + GALLERY_BLOCK)
-            # float64, then rounded: pictures with equal vectors get equal distances, and tie by gallery order.
             distances[:, block] = squared_distances(setting.queries[rows], setting.gallery[block])
+        # A product rounds equal columns differently, by their place; equal pictures must tie, by gallery order.
+        distances[:, again] = distances[:, first_of[again]]
         order = np.argsort(distances, axis=1, kind="stable")
         if setting.leave_one_out:
             others = order != np.arange(rows.start, rows.stop)[:, None]
@@ -332,9 +338,18 @@ def _ranked_blocks(
         yield rows, relevance, relevant[rows], order
 
 
+def _first_equal(vectors: Vectors) -> Labels:
+    """Return for each row the first row that equals it, shape (n,)."""
+    rows = np.ascontiguousarray(vectors + np.float32(0))  # -0 becomes 0
+    as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, first, inverse = np.unique(as_bytes, return_index=True, return_inverse=True)
+    return first[inverse].astype(np.int64)
+
+
 def _timed(way: _Way, setting: _Setting) -> tuple[float, float]:
     """Return (share of the gallery scanned, milliseconds a query) of a search for TIMED_K, one batch of queries."""
-    queries = setting.queries[:MOST_TIMED]
+    count = len(setting.queries)
+    queries = setting.queries[np.linspace(0, count - 1, min(count, MOST_TIMED)).astype(np.int64)]
     started = time.perf_counter()
     if way.probes is None:
         found = way.index.search_exhaustive(queries, TIMED_K)
@@ -378,14 +393,22 @@ def _check_probes(probes: Sequence[Probes]) -> None:
             raise InputError(f"probes must be numbers from 1, or 'exact', not {count!r}")
 
 
-def _check_vectors(
-    queries: Vectors, query_labels: Labels, gallery: Vectors, gallery_labels: Labels, anchors: Anchors
-) -> None:
+def _check_vectors(queries: Vectors, gallery: Vectors, anchors: Anchors) -> None:
     if not len(queries) or not len(gallery):
         raise InputError(f"{len(queries)} queries and a gallery of {len(gallery)} were given: both need pictures")
     if not queries.shape[1] == gallery.shape[1] == anchors.dim:
         raise InputError(
             f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}, the anchors {anchors.dim}"
         )
-    if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
-        raise InputError("there must be one label for each vector")
+
+
+def _checked_labels(given: npt.ArrayLike, count: int, classes: Sequence[str], what: str) -> Labels:
+    labels = np.asarray(given)
+    if labels.shape != (count,):
+        raise InputError(f"{what} has shape {labels.shape}: there must be one label for each of the {count} vectors")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{what} must be whole numbers that number the classes, not {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        wrong = labels[(labels < 0) | (labels >= len(classes))][0]
+        raise InputError(f"{what} holds {wrong}: {len(classes)} classes were named, so labels go to {len(classes) - 1}")
+    return labels.astype(np.int64)
