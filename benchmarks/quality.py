@@ -12,7 +12,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
@@ -36,20 +35,16 @@ def parse():
 
 
 def train_once(options, loss, backbone, seed):
-    """Train one model in a process of its own and evaluate it; return (loss, backbone, seed, report, seconds)."""
+    """Train one model in a process of its own; one that is there already stays as it is."""
     folder = options.runs / f"{loss}-{backbone}-{seed}"
-    timing = options.runs / f"{folder.name}.seconds"
     if not folder.exists():
         options.runs.mkdir(parents=True, exist_ok=True)
         settings = {"loss": loss, "backbone": backbone, "seed": seed, **options.settings}
         call = {"data": options.data, "out": str(folder), "resume": True, "quiet": True, **settings}
         threads = str(max(1, (os.cpu_count() or 1) // options.parallel))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        started = time.monotonic()
         subprocess.run([sys.executable, "-c", CHILD, json.dumps(call)], check=True, env=environment)
-        timing.write_text(f"{time.monotonic() - started:.0f}")
-        print(f"trained {folder.name} in {timing.read_text()} s", file=sys.stderr, flush=True)
-    return loss, backbone, seed, float(timing.read_text())
+        print(f"trained {folder.name}", file=sys.stderr, flush=True)
 
 
 def evaluate_once(options, loss, backbone, seed):
@@ -75,9 +70,9 @@ def spread(values, scale=100.0):
     return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
 
 
-def loss_table(reports, seconds):
-    print("| loss | backbone | mAP (L2) | mAP (cosine) | P@20 | P@100 | R@1 | training, s |")
-    print("|---|---|---|---|---|---|---|---|")
+def loss_table(reports):
+    print("| loss | backbone | mAP (L2) | mAP (cosine) | P@20 | P@100 | R@1 |")
+    print("|---|---|---|---|---|---|---|")
     for (loss, backbone), runs in reports.items():
         own = [report["distance"] for report in runs]
         flat = [row_of(report, "exhaustive", distance) for report, distance in zip(runs, own, strict=True)]
@@ -87,7 +82,6 @@ def loss_table(reports, seconds):
             spread([row["precision_at"]["20"] for row in flat]),
             spread([row["precision_at"]["100"] for row in flat]),
             spread([row["recall_at"]["1"] for row in flat]),
-            f"{np.mean(seconds[loss, backbone]):.0f}",
         ]
         print(f"| {loss} | {backbone} | " + " | ".join(cells) + " |")
 
@@ -144,13 +138,12 @@ def main():
         (loss, backbone, seed) for seed in options.seeds for backbone in options.backbones for loss in options.losses
     ]
     with ThreadPoolExecutor(options.parallel) as pool:
-        trained = list(pool.map(lambda cell: train_once(options, *cell), cells))
-    reports, seconds = {}, {}
-    for loss, backbone, seed, took in sorted(
-        trained, key=lambda cell: (options.losses.index(cell[0]), cell[1], cell[2])
-    ):
-        reports.setdefault((loss, backbone), []).append(evaluate_once(options, loss, backbone, seed))
-        seconds.setdefault((loss, backbone), []).append(took)
+        list(pool.map(lambda cell: train_once(options, *cell), cells))
+    reports = {
+        (loss, backbone): [evaluate_once(options, loss, backbone, seed) for seed in options.seeds]
+        for loss in options.losses
+        for backbone in options.backbones
+    }
     first = next(iter(reports.values()))[0]
     print(
         f"{first['dataset']}: {first['classes']} classes, {first['queries']} queries, gallery of {first['gallery']}; "
@@ -160,7 +153,7 @@ def main():
         f"{os.cpu_count()} cores, "
         f"{options.parallel} runs side by side.\n"
     )
-    loss_table(reports, seconds)
+    loss_table(reports)
     print()
     ratio_table(reports)
     print()
