@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kedge.anchors import Anchors
 from kedge.errors import InputError
-from kedge.filing import file_vectors
+from kedge.filing import file_vectors, labelled_buckets
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 8), classes=st.integers(1, 5), labelled=st.booleans())
@@ -16,10 +16,10 @@ def test_rho_and_gap_are_what_their_formulas_say(seed, count, classes, labelled)
     points, vectors = draw.normal(size=(classes, 3)).astype(np.float32), draw.normal(size=(count, 3)).astype(np.float32)
     anchors = Anchors(tuple(f"class {row}" for row in range(classes)), points)
     labels = [f"class {row}" for row in draw.integers(0, classes, size=count)] if labelled else None
-    filing = file_vectors(vectors, anchors, labels)
+    filing = file_vectors(vectors, points, labelled_buckets(labels, anchors) if labels is not None else None)
     for row, vector in enumerate(vectors.astype(np.float64)):
         distances = [float(np.linalg.norm(vector - point)) for point in points.astype(np.float64)]
-        own = int(labels[row].split()[1]) if labels else distances.index(min(distances))
+        own = int(labels[row].split()[1]) if labels is not None else distances.index(min(distances))
         assert filing.anchors[row] == own
         assert filing.rho[row] == pytest.approx(distances[own], rel=1e-5)
         gaps = [
@@ -32,15 +32,17 @@ def test_rho_and_gap_are_what_their_formulas_say(seed, count, classes, labelled)
 
 def test_by_hand():
     anchors = Anchors(("left", "right", "right too"), np.asarray([[-1, 0], [3, 0], [3, 0]], dtype=np.float32))
-    filing = file_vectors(np.asarray([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32), anchors)
+    filing = file_vectors(np.asarray([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32), anchors.vectors)
     assert filing.anchors.tolist() == [0, 1]
     assert filing.rho.tolist() == [1, 4]
     # The plane between them stands at 1: the first lies 1 before it, the second 2 beyond. Equal anchors have no plane.
     assert filing.gap.tolist() == [1, 2]
-    assert file_vectors(np.asarray([[0.0, 0.0]]), anchors, ["right"]).gap.tolist() == [-1]
+    assert file_vectors(
+        np.asarray([[0.0, 0.0]]), anchors.vectors, labelled_buckets(["right"], anchors)
+    ).gap.tolist() == [-1]
 
 
 def test_labels_without_an_anchor_are_named():
     anchors = Anchors(("cat", "dog"), np.eye(2, dtype=np.float32))
     with pytest.raises(InputError, match=r"no anchor is called 'bird', 'fish'; the model has 2 \(cat, dog\)"):
-        file_vectors(np.zeros((3, 2)), anchors, ["fish", "cat", "bird"])
+        labelled_buckets(["fish", "cat", "bird"], anchors)

@@ -21,7 +21,7 @@ from PIL import Image
 from kedge import intake
 from kedge.anchors import unit_length
 from kedge.errors import GalleryError, InputError, PictureError
-from kedge.filing import file_vectors
+from kedge.filing import file_vectors, labelled_buckets
 from kedge.gallery import Gallery
 from tests.models import colour_of, embed, make_model, projection
 
@@ -177,7 +177,8 @@ def test_another_path_or_label_updates_the_row(gallery, tmp_path):
     assert counts(gallery.add(moved, labels=tmp_path / "labels.csv", file_by="label")) == (0, 1, 0, 0)
     (row,) = rows(gallery, "anchor", "filed_by", "rho", "gap", "embedding")
     vector = np.asarray(row["embedding"])[None]
-    filing = file_vectors(vector, gallery.model.search_anchors, ["green"])
+    anchors = gallery.model.search_anchors
+    filing = file_vectors(vector, anchors.vectors, labelled_buckets(["green"], anchors))
     assert (row["anchor"], row["filed_by"], row["rho"]) == ("green", "label", pytest.approx(filing.rho[0]))
     assert row["gap"] == pytest.approx(filing.gap[0])
     assert row["gap"] < 0

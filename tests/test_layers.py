@@ -18,8 +18,9 @@ LAYERS = [
     {"gallery", "evaluation"},
     {"intake", "queries"},
     {"pictures_table"},
-    {"filing", "sources", "vectors"},
+    {"sources", "vectors"},
     {"search", "encoder", "datasets", "losses", "network", "augmentation"},
+    {"filing"},
     {"anchors", "picture", "metrics", "model", "config", "progress"},
     {"errors"},
 ]

@@ -25,7 +25,7 @@ def squared_distances(queries: npt.NDArray[np.floating], points: npt.NDArray[np.
     Worked out as ||q||^2 + ||x||^2 - 2 q.x in float64, where cancellation costs nothing that float32 inputs could show
     (in float32 the same formula reorders close neighbours).
     """
-    left, right = queries.astype(np.float64), points.astype(np.float64)
+    left, right = queries.astype(np.float64, copy=False), points.astype(np.float64, copy=False)
     squared = np.einsum("qd,qd->q", left, left)[:, None] + np.einsum("nd,nd->n", right, right)[None, :]
     squared -= 2.0 * (left @ right.T)
     return np.maximum(squared, 0.0, out=squared)

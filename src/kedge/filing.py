@@ -1,4 +1,4 @@
-"""Filing: under which anchor a picture stands, and the two numbers that let exact search skip it."""
+"""Filing: under which anchor a vector stands, and the two numbers that let exact search skip its bucket."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ import numpy.typing as npt
 from kedge.anchors import Anchors, squared_distances
 from kedge.errors import InputError
 
-__all__ = ["Filing", "file_vectors"]
+__all__ = ["LEAST_DIVIDED", "Filing", "dividing_planes", "file_vectors", "labelled_buckets"]
 
-_BLOCK_ROWS = 4096
+_BLOCK_PAIRS = 1 << 22
+# Anchors closer than this, relative to the largest norm, have no plane between them: a gap would magnify rounding.
+LEAST_DIVIDED = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,33 +30,44 @@ class Filing:
     gap: npt.NDArray[np.float32]
 
 
-def file_vectors(
-    vectors: npt.NDArray[np.floating], anchors: Anchors, labels: Sequence[str | None] | None = None
-) -> Filing:
-    """File vectors, shape (n, d), under their nearest anchor, or under the anchors named by `labels`.
+def dividing_planes(anchors: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return 1 / (2 ||c_i - c_j||) for anchors (t, d), shape (t, t); 0 where no plane divides the two."""
+    between = np.sqrt(squared_distances(anchors, anchors))
+    np.fill_diagonal(between, 0.0)
+    least = LEAST_DIVIDED * float(np.linalg.norm(anchors, axis=1).max(initial=0.0))
+    return np.divide(0.5, between, out=np.zeros_like(between), where=between > least)
 
-    A label without an anchor raises InputError. Distances are worked out in float64.
+
+def file_vectors(
+    vectors: npt.NDArray[np.floating],
+    anchors: npt.NDArray[np.floating],
+    buckets: npt.NDArray[np.int64] | None = None,
+) -> Filing:
+    """File vectors, shape (n, d), under their nearest anchor, (t, d), or under the anchors numbered by `buckets`.
+
+    Distances are worked out in float64, in blocks.
     """
     count = len(vectors)
-    buckets = np.zeros(count, dtype=np.int64) if labels is None else _labelled(labels, anchors)
+    filed = np.zeros(count, dtype=np.int64) if buckets is None else buckets
     rho, gap = np.zeros(count, dtype=np.float32), np.full(count, np.inf, dtype=np.float32)
-    between = np.sqrt(squared_distances(anchors.vectors, anchors.vectors))  # (anchors, anchors)
-    np.fill_diagonal(between, 0.0)
-    for start in range(0, count, _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        squared = squared_distances(vectors[rows], anchors.vectors)  # (block, anchors)
-        if labels is None:
-            buckets[rows] = squared.argmin(axis=1)
-        own = np.take_along_axis(squared, buckets[rows, None], axis=1)
-        apart = between[buckets[rows]]  # (block, anchors)
-        # Nothing divides a picture's own anchor from itself, or from one that lies on it.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            gaps = np.where(apart > 0, (squared - own) / (2.0 * apart), np.inf)
+    half_over = dividing_planes(anchors)
+    block = max(1, _BLOCK_PAIRS // (len(anchors) + anchors.shape[1]))
+    for start in range(0, count, block):
+        rows = slice(start, start + block)
+        gaps = squared_distances(vectors[rows], anchors)  # (block, anchors)
+        if buckets is None:
+            filed[rows] = gaps.argmin(axis=1)
+        own = np.take_along_axis(gaps, filed[rows, None], axis=1)
+        gaps -= own
+        planes = half_over[filed[rows]]
+        gaps *= planes
+        gaps[planes == 0] = np.inf
         rho[rows], gap[rows] = np.sqrt(own[:, 0]), gaps.min(axis=1)
-    return Filing(buckets, rho, gap)
+    return Filing(filed, rho, gap)
 
 
-def _labelled(labels: Sequence[str | None], anchors: Anchors) -> npt.NDArray[np.int64]:
+def labelled_buckets(labels: Sequence[str | None], anchors: Anchors) -> npt.NDArray[np.int64]:
+    """Return the row of the anchor that each label names, shape (n,); InputError for a label without an anchor."""
     rows = {name: row for row, name in enumerate(anchors.names)}
     strange = sorted({str(label) for label in labels if label not in rows})
     if strange:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from kedge.anchors import Anchors
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
-from kedge.filing import file_vectors
+from kedge.filing import file_vectors, labelled_buckets
 from kedge.picture import content_hash, perceptual_hash, read_picture, square, thumbnail
 from kedge.pictures_table import PicturesTable
 from kedge.sources import Sources
@@ -114,7 +114,7 @@ class Intake:
             if missing:
                 raise InputError(f"{missing} of {len(sources)} pictures have no label to be filed by: file by nearest")
             names = sorted(set(filter(None, sources.labels)))
-            file_vectors(np.zeros((len(names), self._anchors.dim)), self._anchors, names)
+            labelled_buckets(names, self._anchors)
         self._table.check_columns(sources.metadata)
 
     def add_pictures(self, sources: Sources, encoder: Encoder) -> AddReport:
@@ -300,7 +300,8 @@ class Intake:
         return np.stack([chunk.embeddings[row] if row in chunk.embeddings else by_id[key] for row, key in rows])
 
     def _filing(self, vectors: npt.NDArray[np.float32], labels: Sequence[str | None]) -> dict[str, Any]:
-        filing = file_vectors(vectors, self._anchors, labels if self._file_by == "label" else None)
+        buckets = labelled_buckets(labels, self._anchors) if self._file_by == "label" else None
+        filing = file_vectors(vectors, self._anchors.vectors, buckets)
         return {
             "anchor": [self._anchors.names[anchor] for anchor in filing.anchors],
             "filed_by": [self._file_by] * len(vectors),

@@ -1,33 +1,54 @@
 """TwoStageIndex: vectors filed under anchors, held in memory and searched in two stages, or exactly.
 
 Stage one takes the distances from a query to the anchors, stage two those to the vectors filed under the nearest ones.
-Exact search visits the buckets best first, and leaves out what three lower bounds show to be too far (docs/method.md):
-the radius, the half-space between two anchors, and the least such gap.
+Exact search leaves out what lower bounds show to be too far (docs/method.md): whole buckets by their radii and by the
+half-space between two anchors, single vectors by their projection onto the space that the anchors span.
+
+A squared distance is worked out in float64 and rounded to float32; equal ones go by row. Products in float32 only
+preselect, by a limit that their rounding error cannot cross. So every way to search gives the same answer. Candidates
+are kept as keys: int64 numbers, the bits of the squared distance above the row, which sort as both do.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from kedge.anchors import nearest_anchors, squared_distances
 from kedge.errors import InputError
+from kedge.filing import LEAST_DIVIDED, dividing_planes, file_vectors
 
 __all__ = ["Neighbours", "TwoStageIndex"]
 
+Floats = npt.NDArray[np.floating]
 Vectors = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Order = Literal["distance", "bucket"]
 
-# Numbers in a block of approximate distances, and in the list of candidates of a block of queries.
+# Numbers in a block of distances, and in the candidates of a block of queries.
 BLOCK_PAIRS, BLOCK_CANDIDATES = 1 << 22, 1 << 22
 GALLERY_BLOCK = 16_384
-# Anchors closer than this, relative to the largest norm, give no half-space bound: their gap would magnify rounding.
-LEAST_ANCHOR_DISTANCE = 1e-3
+# Fewer queries than this in one bucket are searched one by one: a product in float64 would not pay.
+FEW_QUERIES = 4
+# So few usable vectors are all compared at once, rather than bucket by bucket.
+FEW_USABLE = 16_384
+# Dimensions of the projection that exact search rules out single vectors by.
+SKETCH_DIM = 16
+# Half the step of float32 and of float64, relative to the number.
+UNIT, UNIT64 = 2.0**-24, 2.0**-53
+# Squared distances below this, relative to the squared norms, lose too much in a product: they are worked out again.
+CANCELLING = 1e-3
+# The key of no row: above all others.
+NO_ROW = 0xFFFFFFFF
+NO_KEY = (0x7F800000 << 32) | NO_ROW
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,56 +71,107 @@ class Neighbours:
         return float(self.scanned.mean() / self.size) if self.size and len(self.scanned) else 0.0
 
 
-class _Found:
-    """The k best so far of each query."""
+@dataclass(frozen=True, eq=False)
+class _Queries:
+    """Queries (n, d) in both precisions, and their squared norms."""
 
-    def __init__(self, queries: int, k: int) -> None:
-        self.queries, self.k = queries, k
-        self.worst: Vectors = np.full(queries, np.inf, dtype=np.float32)
-        self._query: list[Rows] = [np.zeros(0, dtype=np.int64)]
-        self._row: list[Rows] = [np.zeros(0, dtype=np.int64)]
-        self._distance: list[Vectors] = [np.zeros(0, dtype=np.float32)]
-        self._rank: list[Rows] = [np.zeros(0, dtype=np.int64)]
+    single: Vectors
+    double: Doubles
+    squares: Doubles
 
-    def add(self, query: Rows, row: Rows, distance: Vectors, ranks: Rows | None = None) -> None:
-        """Take candidates; those of a lower rank come before all of a higher one."""
-        self._query.append(query)
-        self._row.append(row)
-        self._distance.append(distance)
-        self._rank.append(np.zeros(len(query), dtype=np.int64) if ranks is None else ranks)
+    @classmethod
+    def of(cls, vectors: Vectors) -> Self:
+        double = vectors.astype(np.float64)
+        return cls(vectors, double, _squares(double))
 
-    def settle(self) -> None:
-        """Keep the k best of each query: by rank, then distance, then row."""
-        query, row, rank = np.concatenate(self._query), np.concatenate(self._row), np.concatenate(self._rank)
-        distance = np.concatenate(self._distance)
-        order = np.lexsort((row, distance, rank, query))
-        sorted_query = query[order]
-        position = np.arange(len(order)) - np.searchsorted(sorted_query, sorted_query)
-        kept = order[position < self.k]
-        self._query, self._row, self._distance, self._rank = [query[kept]], [row[kept]], [distance[kept]], [rank[kept]]
-        last = order[position == self.k - 1]
-        self.worst[query[last]] = distance[last]
+    def __len__(self) -> int:
+        return len(self.single)
 
-    def neighbours(self, scanned: Rows, probed: tuple[Rows, ...], size: int) -> Neighbours:
-        """Return what `settle` has kept."""
-        (query,), (row,), (distance,) = self._query, self._row, self._distance
-        ids = np.full((self.queries, self.k), -1, dtype=np.int64)
-        distances = np.full((self.queries, self.k), np.inf, dtype=np.float32)
-        position = np.arange(len(query)) - np.searchsorted(query, query)
-        ids[query, position], distances[query, position] = row, distance
-        return Neighbours(ids, distances, scanned, probed, size)
+    def __getitem__(self, rows: slice | Rows) -> Self:
+        return type(self)(self.single[rows], self.double[rows], self.squares[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class _Usable:
+    """The vectors that a search may return: all of them, or some places in ascending order."""
+
+    places: Rows | None
+    starts: Rows
+
+    def bucket(self, bucket: int) -> slice | Rows:
+        """Return the usable places of one bucket."""
+        start, stop = int(self.starts[bucket]), int(self.starts[bucket + 1])
+        return slice(start, stop) if self.places is None else self.places[start:stop]
+
+    @property
+    def sizes(self) -> Rows:
+        """How many there are in each bucket."""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Bounds:
+    """Of each bucket: least and largest distance to its anchor, and the least gap to another (see `Filing`)."""
+
+    closest: Doubles
+    farthest: Doubles
+    least_gap: Doubles
+    half_over: Doubles
+
+
+@dataclass(frozen=True, eq=False)
+class _Sketch:
+    """Points (n, r + 1) whose distances are never above those of the vectors.
+
+    The first r numbers are the vector's projection onto the directions in which the anchors differ most, the last one
+    is the length of what remains.
+    """
+
+    centre: Doubles
+    directions: Doubles
+    points: Vectors
+    squares: Vectors
+
+    def distances(self, query: Doubles, places: slice | Rows) -> Vectors:
+        """Return the squared distances of one query's point, (1, d), to those of some places."""
+        (point,) = self.project(query, self.centre, self.directions)
+        if not isinstance(places, slice) and 2 * len(places) > len(self.points):
+            products = (self.points @ point)[places]  # gathering most of the points would take longer
+        else:
+            products = self.points[places] @ point
+        products *= -2.0
+        products += self.squares[places]
+        products += point @ point
+        return products
+
+    @staticmethod
+    def project(vectors: Floats, centre: Doubles, directions: Doubles) -> Vectors:
+        apart = vectors.astype(np.float64) - centre
+        along = apart @ directions
+        beside = np.sqrt(np.maximum(_squares(apart) - _squares(along), 0.0))
+        return np.column_stack([along, beside]).astype(np.float32)
 
 
 class TwoStageIndex:
-    """Vectors (n, d) float32 filed under anchors (t, d): `buckets` (n,) says under which, None: the nearest.
+    """Vectors (n, d) float32 or float16 filed under anchors (t, d): `buckets` (n,) says under which, None: the nearest.
 
-    Beside the vectors it holds for each one its row, its distance to its anchor and its least gap, 16 bytes, and where
-    t <= d / 2 its gap to every anchor, 4 t bytes. Raises InputError for shapes that do not fit and numbers that are not
-    finite.
+    It holds the vectors, 16 bytes more for each, and from the first exact search on another 4 (r + 2) for the
+    projection onto r = min(16, t - 1, d / 4) dimensions. Vectors in float16 take half the memory, and are what is
+    searched, exactly. rho and gap (n,), as filing worked them out (`kedge.filing`), save working them out again for
+    exact search. Raises InputError for shapes that do not fit and numbers that are not finite.
     """
 
-    def __init__(self, vectors: npt.ArrayLike, anchors: npt.ArrayLike, buckets: npt.ArrayLike | None = None) -> None:
-        given, points = _finite(vectors, "vectors"), _finite(anchors, "anchors")
+    def __init__(
+        self,
+        vectors: npt.ArrayLike,
+        anchors: npt.ArrayLike,
+        buckets: npt.ArrayLike | None = None,
+        *,
+        rho: Vectors | None = None,
+        gap: Vectors | None = None,
+    ) -> None:
+        half = getattr(vectors, "dtype", None) == np.float16
+        given, points = _finite(vectors, "vectors", np.float16 if half else np.float32), _finite(anchors, "anchors")
         if given.shape[1] != points.shape[1]:
             raise InputError(f"vectors have {given.shape[1]} dimensions, anchors {points.shape[1]}")
         if not len(points):
@@ -107,21 +179,16 @@ class TwoStageIndex:
         filed = nearest_anchors(given, points) if buckets is None else np.asarray(buckets, dtype=np.int64)
         if filed.shape != (len(given),) or (len(filed) and not 0 <= filed.min() <= filed.max() < len(points)):
             raise InputError(f"buckets must be {len(given)} numbers from 0 to {len(points) - 1}")
-        self._anchors = points
-        rho = np.concatenate(
-            [np.zeros(0), *(_lengths(given[rows] - points[filed[rows]]) for rows in _blocks(len(given)))]
-        )
-        order = np.lexsort((rho, filed))
-        self._rows: Rows = order.astype(np.int64)
-        self._vectors: Vectors = np.ascontiguousarray(given[order])
-        self._rho = rho[order].astype(np.float32)
-        self._starts: Rows = np.searchsorted(filed[order], np.arange(len(points) + 1)).astype(np.int64)
-        self._squares = np.concatenate(
-            [np.zeros(0, dtype=np.float32), *(_squares(self._vectors[rows]) for rows in _blocks(len(given)))]
-        )
-        self._largest = float(np.sqrt(max(self._squares.max(initial=0), _squares(points).max())))
-        self._bucket_radii()
-        self._bucket_gaps(filed[order])
+        self._anchors = _Queries.of(points)
+        self._rows: Rows = np.argsort(filed, kind="stable")
+        self._vectors = given[self._rows]
+        self._starts: Rows = np.searchsorted(filed[self._rows], np.arange(len(points) + 1)).astype(np.int64)
+        self._squares = np.empty(len(given), dtype=np.float64)
+        for part in _blocks(len(given)):
+            self._squares[part] = _squares(self._vectors[part].astype(np.float64))
+        self._largest = float(np.sqrt(max(self._squares.max(initial=0), self._anchors.squares.max())))
+        self._anchor_squares = self._anchors.squares.astype(np.float32)
+        self._filing = None if rho is None or gap is None else (rho[self._rows], gap[self._rows])
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -129,7 +196,14 @@ class TwoStageIndex:
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return int(self._anchors.shape[1])
+        return int(self._vectors.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the index holds, its projection included once there is one."""
+        held = [self._rows, self._vectors, self._squares, *(self._filing or ())]
+        sketch = self.__dict__.get("_sketch")
+        return sum(part.nbytes for part in (*held, *((sketch.points, sketch.squares) if sketch else ())))
 
     def search(
         self,
@@ -146,296 +220,369 @@ class TwoStageIndex:
         "exact" returns the k nearest of all. allowed (n,) restricts the vectors. fill goes on to the next anchors until
         k are found or none are left. order="bucket" ranks the nearest anchor's vectors before those of the next.
         """
-        near = self._check(queries, k, allowed)
+        near, usable = self._checked(queries, k, allowed)
         if order not in ("distance", "bucket"):
             raise InputError(f"order is 'distance' or 'bucket', not {order!r}")
-        usable = None if allowed is None else allowed[self._rows]
         if probes == "exact":
             if order == "bucket":
                 raise InputError("exact search ranks by distance: take order 'distance', or a number of probes")
             return self._search_exact(near, k, usable)
         if not isinstance(probes, int | np.integer) or isinstance(probes, bool) or probes < 1:
             raise InputError(f"probes is a number of anchors, 1 or more, or 'exact', not {probes!r}")
-        return self._search_probed(near, k, int(probes), usable, fill, order)
+        return self._search_probed(near, k, min(int(probes), len(self._anchors)), usable, fill, order)
 
     def search_exhaustive(self, queries: npt.ArrayLike, k: int, *, allowed: Mask | None = None) -> Neighbours:
         """Return the k nearest vectors of each query, shape (queries, d), by looking at all."""
-        near = self._check(queries, k, allowed)
-        usable = None if allowed is None else allowed[self._rows]
-        found = _Found(len(near), k)
-        for start in range(0, len(self), GALLERY_BLOCK):
-            stop = min(start + GALLERY_BLOCK, len(self))
-            for rows in _blocks(len(near), max(1, BLOCK_PAIRS // (stop - start))):
-                found.add(*self._candidates(near, np.arange(rows.start, rows.stop), start, stop, k, usable, found))
-            found.settle()
-        looked_at = len(self) if usable is None else int(usable.sum())
-        scanned = np.full(len(near), looked_at, dtype=np.int64)
-        return found.neighbours(scanned, (np.zeros(0, dtype=np.int64),) * len(near), len(self))
+        near, usable = self._checked(queries, k, allowed)
+        places = slice(0, len(self)) if usable.places is None else usable.places
+        keys = self._nearest_among(near, places, k)
+        scanned = np.full(len(near), usable.starts[-1], dtype=np.int64)
+        return self._neighbours(keys, scanned, [np.zeros(0, dtype=np.int64)] * len(near))
+
+    # Stage one, over anchors
+
+    def _ranked_anchors(self, near: _Queries, count: int) -> Rows:
+        """Return the `count` nearest anchors of each query, nearest first, shape (queries, count).
+
+        A product in float32 ranks them; where two of them are too close for it, float64 does.
+        """
+        if count * 8 > len(self._anchors):
+            return self._sorted_anchors(near)[:, :count]
+        approximate = near.single @ self._anchors.single.T
+        approximate *= -2.0
+        approximate += self._anchor_squares
+        twice = (2.0 * self._product_error(near.squares))[:, None]
+        if count == 1:
+            ranked = approximate.argmin(axis=1)[:, None]
+            least = np.take_along_axis(approximate, ranked, axis=1)
+            unsure = np.count_nonzero(approximate <= least + twice.astype(np.float32), axis=1) > 1
+        else:
+            some = np.argpartition(approximate, count, axis=1)[:, : count + 1]
+            values = np.take_along_axis(approximate, some, axis=1)
+            by_value = np.argsort(values, axis=1)
+            ranked = np.take_along_axis(some, by_value, axis=1)[:, :count]
+            unsure = (np.diff(np.take_along_axis(values, by_value, axis=1), axis=1) <= twice).any(axis=1)
+        if unsure.any():
+            ranked[unsure] = self._sorted_anchors(near[np.flatnonzero(unsure)])[:, :count]
+        return ranked
+
+    def _sorted_anchors(self, near: _Queries) -> Rows:
+        return np.argsort(squared_distances(near.double, self._anchors.double), axis=1, kind="stable")
 
     # Stage two, over buckets
 
     def _search_probed(
-        self, near: Vectors, k: int, probes: int, usable: Mask | None, fill: bool, order: Order
+        self, near: _Queries, k: int, probes: int, usable: _Usable, fill: bool, order: Order
     ) -> Neighbours:
-        sizes = self._sizes(usable)
-        parts = []
-        for rows in _blocks(len(near), max(1, BLOCK_CANDIDATES // (min(probes, len(sizes)) * k))):
-            ranked = np.argsort(squared_distances(near[rows], self._anchors), axis=1, kind="stable")
-            counts = np.full(len(ranked), min(probes, len(sizes)), dtype=np.int64)
+        sizes = usable.sizes
+        keys = np.empty((len(near), k), dtype=np.int64)
+        scanned = np.empty(len(near), dtype=np.int64)
+        probed: list[Rows] = []
+        few = usable.places is not None and len(usable.places) <= FEW_USABLE and order == "distance"
+        # A block of queries holds its distances to the anchors, and k candidates a bucket.
+        for rows in _blocks(len(near), max(1, BLOCK_CANDIDATES // max(probes * k, len(sizes)))):
+            part = near[rows]
+            ranked, counts = self._ranked_anchors(part, probes), np.full(len(part), probes)
             if fill:
-                # As many anchors as hold k vectors, or all that there are.
-                held = np.cumsum(sizes[ranked], axis=1)
-                needed = (held < np.minimum(k, held[:, -1:])).sum(axis=1) + 1
-                counts = np.maximum(counts, np.minimum(needed, len(sizes)))
-            parts.append(self._probe(near[rows], ranked, counts, k, usable, by_bucket=order == "bucket"))
-        return _joined(parts, k, len(self))
+                ranked, counts = self._filled(part, ranked, counts, k, sizes)
+            scanned[rows] = np.where(np.arange(ranked.shape[1]) < counts[:, None], sizes[ranked], 0).sum(axis=1)
+            probed += [row[:count] for row, count in zip(ranked, counts, strict=True)]
+            if few or (len(part) == 1 and order == "distance"):
+                for row, anchors in enumerate(probed[rows.start :]):
+                    places = self._places(usable, anchors)
+                    keys[rows.start + row] = self._nearest_of_one(part[row : row + 1], places, k)
+            else:
+                keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=order == "bucket")
+        return self._neighbours(keys, scanned, probed)
 
-    def _probe(
-        self, near: Vectors, ranked: Rows, counts: Rows, k: int, usable: Mask | None, *, by_bucket: bool
-    ) -> Neighbours:
+    def _filled(self, near: _Queries, ranked: Rows, counts: Rows, k: int, sizes: Rows) -> tuple[Rows, Rows]:
+        """Return anchors by nearness, and how many to probe: more where the buckets of a query hold fewer than k."""
+        short = np.flatnonzero(sizes[ranked].sum(axis=1) < k)
+        if not len(short):
+            return ranked, counts
+        by_nearness = self._sorted_anchors(near[short])
+        held = np.cumsum(sizes[by_nearness], axis=1)
+        # As many anchors as hold k vectors, or all that there are.
+        needed = (held < np.minimum(k, held[:, -1:])).sum(axis=1) + 1
+        counts = counts.copy()
+        counts[short] = np.maximum(counts[short], needed)
+        wide = np.zeros((len(near), int(counts.max())), dtype=np.int64)
+        wide[:, : ranked.shape[1]] = ranked
+        wide[short] = by_nearness[:, : wide.shape[1]]
+        return wide, counts
+
+    def _probe(self, near: _Queries, ranked: Rows, counts: Rows, k: int, usable: _Usable, *, by_bucket: bool) -> Keys:
         """Search the first `counts` buckets of each query; queries that share a bucket are one matrix product."""
-        place = np.arange(ranked.shape[1]) < counts[:, None]
-        asking, rank = np.nonzero(place)
-        asked = ranked[place]
+        wide = ranked.shape[1]
+        keys = np.full((len(near), wide, k), NO_KEY, dtype=np.int64)
+        asking, rank = np.nonzero(np.arange(wide) < counts[:, None])
+        asked = ranked[asking, rank]
         by_asked = np.argsort(asked, kind="stable")
         asking, rank, asked = asking[by_asked], rank[by_asked], asked[by_asked]
-        found = _Found(len(near), k)
-        edges = np.flatnonzero(np.diff(asked, prepend=-1, append=-1))
-        ranks = np.zeros(len(near), dtype=np.int64)
-        for first, last in pairwise(edges.tolist()):
-            start, stop = self._starts[asked[first]], self._starts[asked[first] + 1]
-            if start == stop:
-                continue
-            for part in _blocks(int(last - first), max(1, BLOCK_PAIRS // int(stop - start))):
-                pairs = slice(first + part.start, first + part.stop)
-                candidates = self._candidates(
-                    near, asking[pairs], int(start), int(stop), k, usable, None if by_bucket else found
-                )
-                ranks[asking[pairs]] = rank[pairs]
-                found.add(*candidates, ranks=ranks[candidates[0]] if by_bucket else None)
-        found.settle()
-        scanned = np.zeros(len(near), dtype=np.int64)
-        np.add.at(scanned, asking, self._sizes(usable)[asked])
-        probed = tuple(row[:count] for row, count in zip(ranked, counts, strict=True))
-        return found.neighbours(scanned, probed, len(self))
+        for first, last in pairwise(np.flatnonzero(np.diff(asked, prepend=-1, append=-1)).tolist()):
+            places = usable.bucket(int(asked[first]))
+            rows = asking[first:last]
+            keys[rows, rank[first:last]] = self._nearest_among(near[rows], places, k)
+        if wide == 1:
+            return keys[:, 0]
+        merged = keys.reshape(len(near), wide * k)
+        if by_bucket:
+            # Each bucket's are in order already: those that there are move up.
+            first_come = np.argsort(merged == NO_KEY, axis=1, kind="stable")[:, :k]
+            return np.take_along_axis(merged, first_come, axis=1)
+        return _least(merged, k)
 
-    def _candidates(
-        self,
-        near: Vectors,
-        asking: Rows,
-        start: int,
-        stop: int,
-        k: int,
-        usable: Mask | None,
-        found: "_Found | None",
-    ) -> tuple[Rows, Rows, Vectors]:
-        """Return (query, row, distance) of all pairs that can be among the k nearest of places start..stop.
+    # Distances
 
-        A matrix product preselects. With u = 2^-24, A its squared distance, T the true one and C that of `_distances`:
-        |A - T| <= E = 2 (d + 8) u (|q| + |x|)^2, and |C - T| <= 3 s T with s = (d + 4) u. Let a be the k-th least A
-        of a query. Then k places have C <= (a + E)(1 + 3 s), and what has a C as small has A <= (a + E)(1 + 8 s) + E.
+    def _nearest_among(self, near: _Queries, places: slice | Rows, k: int) -> Keys:
+        """Return the keys of the k nearest of some places, ascending, shape (queries, k)."""
+        count = places.stop - places.start if isinstance(places, slice) else len(places)
+        keys = np.empty((len(near), k), dtype=np.int64)
+        if count and count <= GALLERY_BLOCK and len(near) >= FEW_QUERIES:
+            doubles, rows = self._vectors[places].astype(np.float64), self._rows[places]
+            for part in _blocks(len(near), max(1, BLOCK_PAIRS // count)):
+                keys[part] = _least(_keys(near[part], doubles, self._squares[places], rows), k)
+            return keys
+        for row in range(len(near)):
+            keys[row] = self._nearest_of_one(near[row : row + 1], places, k)
+        return keys
+
+    def _nearest_of_one(self, near: _Queries, places: slice | Rows, k: int) -> Keys:
+        """Return the keys of one query's k nearest of some places, ascending, shape (k,).
+
+        A product in float32 selects. With T a squared distance, A what the product gives for it and E its error,
+        |A - T| <= E. Let a be the k-th least A. Then k places have T <= a + E, and one that ranks among them, its T
+        being rounded to float32, has A <= (a + E)(1 + 4 UNIT) + E.
         """
-        places = np.arange(start, stop) if usable is None else start + np.flatnonzero(usable[start:stop])
-        block = self._vectors[start:stop] if usable is None else self._vectors[places]
-        if len(places) > k:
-            queries = near[asking]
-            squares = _squares(queries)
-            approximate = queries @ block.T
-            approximate *= -2.0
-            approximate += squares[:, None]
-            approximate += self._squares[places]
-            unit = 2.0**-24
-            error = 2 * (self.dim + 8) * unit * (np.sqrt(squares.astype(np.float64)) + self._largest) ** 2
-            least = np.partition(approximate, k - 1, axis=1)[:, k - 1].astype(np.float64)
-            limit = (np.maximum(least, 0) + error) * (1 + 8 * (self.dim + 4) * unit) + error
-            if found is not None:
-                known = found.worst[asking].astype(np.float64) ** 2
-                limit = np.minimum(limit, known * (1 + 8 * (self.dim + 4) * unit) + error)
-            row, column = np.nonzero(approximate <= limit[:, None].astype(np.float32) * np.float32(1 + 1e-6))
-            query, place = asking[row], places[column]
-        else:
-            query, place = np.repeat(asking, len(places)), np.tile(places, len(asking))
-        return query, self._rows[place], _distances(near, query, self._vectors, place)
+        count = places.stop - places.start if isinstance(places, slice) else len(places)
+        query, square = near.single[0], float(near.squares[0])
+        error = float(self._product_error(near.squares)[0])
+        best = np.full(k, NO_KEY, dtype=np.int64)
+        for part in _blocks(count):
+            held: slice | Rows
+            if isinstance(places, slice):
+                held = slice(places.start + part.start, places.start + part.stop)
+            else:
+                held = places[part]
+            chosen = held
+            if part.stop - part.start > k:
+                approximate = self._vectors[held].astype(np.float32, copy=False) @ query
+                squared = self._squares[held] - 2.0 * approximate
+                limit = float(np.partition(squared, k - 1)[k - 1]) + square + error
+                limit = min(limit, float(_squared_of(best[-1]))) * (1 + 4 * UNIT) + error - square
+                at = np.flatnonzero(squared <= limit)
+                chosen = at + held.start if isinstance(held, slice) else held[at]
+            found = _keys(near, self._vectors[chosen].astype(np.float64), self._squares[chosen], self._rows[chosen])[0]
+            best = _least(np.concatenate([best, found]), k)
+        return best
+
+    def _product_error(self, squares: Doubles) -> Doubles:
+        """Return the error of a squared distance ||x||^2 - 2 q.x by a product in float32, by the queries' squares."""
+        error: Doubles = 2 * (self.dim + 8) * UNIT * (np.sqrt(squares) + self._largest) ** 2
+        return error
+
+    def _places(self, usable: _Usable, anchors: Rows) -> slice | Rows:
+        """Return the usable places of several buckets."""
+        if len(anchors) == 1:
+            return usable.bucket(int(anchors[0]))
+        places = _ranges(usable.starts, anchors)
+        return places if usable.places is None else usable.places[places]
+
+    def _neighbours(self, keys: Keys, scanned: Rows, probed: list[Rows]) -> Neighbours:
+        ids = keys & NO_ROW
+        ids[ids == NO_ROW] = -1
+        return Neighbours(ids, np.sqrt(_squared_of(keys)), scanned, tuple(probed), len(self))
 
     # Exact search
 
-    def _search_exact(self, near: Vectors, k: int, usable: Mask | None) -> Neighbours:
-        ids = np.full((len(near), k), -1, dtype=np.int64)
-        distances = np.full((len(near), k), np.inf, dtype=np.float32)
-        scanned = np.zeros(len(near), dtype=np.int64)
-        probed = []
-        for rows in _blocks(len(near), 1024):
-            squared = squared_distances(near[rows], self._anchors)
-            for row, to_anchors in enumerate(squared, start=rows.start):
-                best, rho, scanned[row], visited = self._exact(near[row : row + 1], to_anchors, k, usable)
-                ids[row, : len(best)], distances[row, : len(best)] = best, rho
-                probed.append(visited)
-        return Neighbours(ids, distances, scanned, tuple(probed), len(self))
+    def _search_exact(self, near: _Queries, k: int, usable: _Usable) -> Neighbours:
+        keys = np.empty((len(near), k), dtype=np.int64)
+        scanned = np.empty(len(near), dtype=np.int64)
+        probed: list[Rows] = []
+        sizes = usable.sizes
+        for rows in _blocks(len(near), max(1, BLOCK_CANDIDATES // max(k, 4 * len(sizes)))):
+            part = near[rows]
+            squared = squared_distances(part.double, self._anchors.double)
+            own = squared.argmin(axis=1)
+            # The own bucket, or as many as hold k vectors, gives a limit that the others are held against.
+            ranked, counts = self._filled(part, own[:, None], np.ones(len(part), dtype=np.int64), k, sizes)
+            keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=False)
+            seen = np.zeros(squared.shape, dtype=np.bool_)
+            searched = np.where(np.arange(ranked.shape[1]) < counts[:, None], ranked, own[:, None])
+            np.put_along_axis(seen, searched, values=True, axis=1)
+            limit = self._limit(keys[rows][:, -1], part.squares)
+            within = self._bucket_bounds(squared, own) <= limit[:, None]
+            scanned[rows] = seen @ sizes
+            for row, at in enumerate(range(rows.start, rows.stop)):
+                visited = np.flatnonzero(seen[row] & (sizes > 0))
+                more = np.flatnonzero(within[row] & ~seen[row] & (sizes > 0))
+                if len(more):
+                    keys[at], compared = self._finish(part[row : row + 1], self._places(usable, more), k, keys[at])
+                    scanned[at] += len(compared)
+                    visited = np.union1d(visited, np.searchsorted(self._starts, compared, side="right") - 1)
+                probed.append(visited[np.argsort(squared[row, visited], kind="stable")])
+        return self._neighbours(keys, scanned, probed)
 
-    def _exact(
-        self, query: Vectors, squared: npt.NDArray[np.float64], k: int, usable: Mask | None
-    ) -> tuple[Rows, Vectors, int, Rows]:
-        """Return (rows, distances, number scanned, buckets visited) of one query's exact k nearest."""
+    def _bucket_bounds(self, squared: Doubles, own: Rows) -> Doubles:
+        """Return what no vector of a bucket is nearer than, shape (queries, anchors); may be negative."""
+        bounds = self._bounds
         to_anchors = np.sqrt(squared)
-        own = int(squared.argmin())
-        # Half-space between the query's nearest anchor and each other: minus infinity where it says nothing.
-        separate = self._separate[own]
-        offset = np.where(separate, (squared - squared[own]) * self._half_over[own], -np.inf)
-        bounds = np.maximum(to_anchors - self._farthest, self._closest - to_anchors)
-        bounds[separate] = np.maximum(bounds[separate], offset[separate] + self._least_pair[own, separate])
-        bounds[own] = -np.inf  # its own bucket first, so that the rest meets a small limit
-        slack = self._slack(query)
-        spread = 1 + 4 * (self.dim + 4) * 2.0**-24
-        best_rows, best = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        scanned, visited = 0, []
-        for bucket in np.argsort(bounds, kind="stable"):
-            # What lies beyond this has a computed distance above the k-th best: see `_slack`.
-            limit = float(best[-1]) * spread + slack if len(best) == k else np.inf
-            if bounds[bucket] > limit:
-                break
-            places = self._reachable(int(bucket), own, to_anchors[bucket], offset[bucket], limit, usable)
-            if not len(places):
-                continue
-            visited.append(bucket)
-            scanned += len(places)
-            found = _distances(query, np.zeros(len(places), dtype=np.int64), self._vectors, places)
-            if np.isfinite(limit):
-                nearer = found <= best[-1]
-                places, found = places[nearer], found[nearer]
-            elif len(found) > k:
-                nearer = found <= np.partition(found, k - 1)[k - 1]
-                places, found = places[nearer], found[nearer]
-            rows, values = np.concatenate([best_rows, self._rows[places]]), np.concatenate([best, found])
-            first = np.lexsort((rows, values))[:k]
-            best_rows, best = rows[first], values[first]
-        buckets = np.array(visited, dtype=np.int64)
-        return best_rows, best, scanned, buckets[np.argsort(to_anchors[buckets], kind="stable")]
+        radius = np.maximum(to_anchors - bounds.farthest, bounds.closest - to_anchors)
+        half_over = bounds.half_over[own]
+        plane = (squared - np.take_along_axis(squared, own[:, None], axis=1)) * half_over + bounds.least_gap
+        # Where no plane divides the two anchors, the gap says nothing.
+        plane[half_over == 0] = -np.inf
+        return np.maximum(radius, plane, out=plane)
 
-    def _reachable(
-        self, bucket: int, own: int, to_anchor: float, offset: float, limit: float, usable: Mask | None
-    ) -> Rows:
-        """Return the places of a bucket that the bounds do not rule out."""
-        start, stop = self._starts[bucket], self._starts[bucket + 1]
-        if np.isfinite(limit):
-            first, last = np.searchsorted(self._rho[start:stop], (to_anchor - limit, to_anchor + limit))
-            start, stop = start + first, start + min(last + 1, stop - start)
-        if np.isfinite(limit) and np.isfinite(offset):
-            gaps = self._gap[start:stop] if self._pairs is None else self._pairs[own, start:stop]
-            keep = gaps <= limit - offset
-            if usable is not None:
-                keep &= usable[start:stop]
-            return start + np.flatnonzero(keep)
-        return np.arange(start, stop) if usable is None else start + np.flatnonzero(usable[start:stop])
+    def _finish(self, near: _Queries, places: slice | Rows, k: int, best: Keys) -> tuple[Keys, Rows]:
+        """Return the k best of one query's keys so far and those of more places, and the places it was compared with.
 
-    def _slack(self, query: Vectors) -> float:
-        """Return how far rounding can move a bound or a distance, beyond what is relative to the distance.
+        Only those are compared whose projections are near enough, and the most promising first: they bring the limit
+        down for the rest.
+        """
+        sketch = self._sketch
+        bounds = sketch.distances(near.double, places)
+        error = 2 * (sketch.points.shape[1] + 8) * UNIT * (2 * (float(np.sqrt(near.squares[0])) + self._largest)) ** 2
+
+        def within(of: Vectors) -> Rows:
+            return np.flatnonzero(of <= float(self._limit(best[-1:], near.squares)[0]) ** 2 + error)
+
+        chosen = within(bounds)
+        rounds = [chosen]
+        if len(chosen) > 2 * k:
+            by_bound = chosen[np.argpartition(bounds[chosen], k - 1)]
+            rounds = [by_bound[:k], by_bound[k:]]
+        compared = []
+        for chosen in rounds:
+            chosen = chosen[within(bounds[chosen])]
+            at = chosen + places.start if isinstance(places, slice) else places[chosen]
+            compared.append(at)
+            found = _keys(near, self._vectors[at].astype(np.float64), self._squares[at], self._rows[at])[0]
+            best = _least(np.concatenate([best, found]), k)
+        return best, np.concatenate(compared)
+
+    def _limit(self, worst: Keys, squares: Doubles) -> Doubles:
+        """Return the distance beyond which a bound rules out, by each query's worst key."""
+        limit: Doubles = np.sqrt(_squared_of(worst).astype(np.float64)) * (1 + 4 * UNIT) + self._slack(squares)
+        return limit
+
+    def _slack(self, squares: Doubles) -> Doubles:
+        """Return how far rounding can move a bound, in distance, for queries of these squared norms.
 
         Squared distances to anchors come from float64 products: off by e = 2 (d + 4) 2^-53 (|q| + |c|)^2, so a distance
-        is off by sqrt(e), and a half-space by 2 e / |c_i - c_j|, once for the query and once for the vector. Stored
-        radii are rounded to float32, off by 2^-24 of themselves; stored gaps are rounded down. A computed distance is
-        off by s = (d + 4) 2^-24 of itself. So a vector whose computed bound is above tau (1 + 4 s) + slack has a true
-        distance above tau (1 + 3 s), and a computed one above tau.
+        is off by sqrt(e), and a half-space by 2 e / |c_i - c_j|, once for the query and once for the vector. Radii,
+        gaps and projections are stored in float32, off by 2^-24 of numbers no larger than the reach.
         """
-        reach = float(np.linalg.norm(query.astype(np.float64))) + self._largest
-        error = 2 * (self.dim + 4) * 2.0**-53 * reach**2
-        nearest = LEAST_ANCHOR_DISTANCE * max(self._largest, 1e-300)
-        return float(2 * np.sqrt(error) + 4 * error / nearest + 2.0**-22 * reach)
+        reach = np.sqrt(squares) + self._largest
+        error = 2 * (self.dim + 4) * UNIT64 * reach**2
+        least = LEAST_DIVIDED * max(float(np.sqrt(self._anchors.squares.max())), 1e-300)
+        return 2 * np.sqrt(error) + 4 * error / least + 16 * UNIT * reach
 
-    # What is worked out once
+    # What is worked out once, for exact search
 
-    def _bucket_radii(self) -> None:
-        """Least and largest radius of each bucket; an empty one is out of reach."""
-        filled = self._starts[1:] > self._starts[:-1]
-        self._closest = np.full(len(self._anchors), np.inf)
-        self._farthest = np.full(len(self._anchors), -np.inf)
-        self._closest[filled] = self._rho[self._starts[:-1][filled]]
-        self._farthest[filled] = self._rho[self._starts[1:][filled] - 1]
-
-    def _bucket_gaps(self, filed: Rows) -> None:
-        """Gap of x to anchor i: (||x - c_i||^2 - ||x - c_j||^2) / (2 ||c_i - c_j||), j the anchor x is filed under."""
+    @cached_property
+    def _bounds(self) -> _Bounds:
+        if self._filing is None:
+            filed = np.repeat(np.arange(len(self._anchors)), np.diff(self._starts))
+            filing = file_vectors(self._vectors, self._anchors.single, filed)
+            self._filing = filing.rho, filing.gap
+        rho, gap = self._filing
+        self._filing = None
         count = len(self._anchors)
-        between = np.sqrt(squared_distances(self._anchors, self._anchors))
-        self._separate = between > LEAST_ANCHOR_DISTANCE * max(self._largest, 1e-300)
-        np.fill_diagonal(self._separate, False)
-        self._half_over = np.divide(0.5, between, out=np.zeros_like(between), where=self._separate)
-        self._gap = np.empty(len(self), dtype=np.float32)
-        self._pairs = np.empty((count, len(self)), dtype=np.float32) if count <= self.dim / 2 else None
-        # Row i, column j: the least gap to anchor i in bucket j.
-        self._least_pair = np.full((count, count), np.inf)
-        for rows in _blocks(len(self), max(1, BLOCK_PAIRS // count)):
-            squared = squared_distances(self._vectors[rows], self._anchors)
-            own = filed[rows]
-            gaps = (squared - squared[np.arange(len(own)), own, None]) * self._half_over[own]
-            gaps[~self._separate[own]] = np.inf
-            self._gap[rows] = _rounded_down(gaps.min(axis=1))
-            if self._pairs is not None:
-                self._pairs[:, rows] = _rounded_down(gaps).T
-            firsts = np.flatnonzero(np.diff(own, prepend=-1))
-            if len(firsts):
-                least = np.minimum.reduceat(gaps, firsts, axis=0)
-                np.minimum.at(self._least_pair.T, own[firsts], least)
+        closest, farthest, least = np.full(count, np.inf), np.full(count, -np.inf), np.full(count, np.inf)
+        filled = np.flatnonzero(np.diff(self._starts))
+        if len(filled):
+            firsts = self._starts[filled]
+            closest[filled] = np.minimum.reduceat(rho, firsts)
+            farthest[filled] = np.maximum.reduceat(rho, firsts)
+            least[filled] = np.minimum.reduceat(gap, firsts)
+        return _Bounds(closest, farthest, least, dividing_planes(self._anchors.single))
 
-    def _sizes(self, usable: Mask | None) -> Rows:
-        if usable is None:
-            return np.diff(self._starts)
-        return np.diff(np.concatenate([[0], np.cumsum(usable)])[self._starts])
+    @cached_property
+    def _sketch(self) -> _Sketch:
+        from scipy.linalg import eigh
 
-    def _check(self, queries: npt.ArrayLike, k: int, allowed: Mask | None) -> Vectors:
+        centre = self._anchors.double.mean(axis=0)
+        apart = self._anchors.double - centre
+        most = max(0, min(SKETCH_DIM, len(self._anchors) - 1, self.dim // 4))
+        if most:
+            spread = apart.T @ apart
+            _, directions = eigh(spread, subset_by_index=(self.dim - most, self.dim - 1))
+        else:
+            directions = np.zeros((self.dim, 0))
+        points = np.empty((len(self), most + 1), dtype=np.float32)
+        for part in _blocks(len(self)):
+            points[part] = _Sketch.project(self._vectors[part], centre, directions)
+        return _Sketch(centre, directions, points, _squares(points))
+
+    # What is given
+
+    def _checked(self, queries: npt.ArrayLike, k: int, allowed: Mask | None) -> tuple[_Queries, _Usable]:
         near = _finite(queries, "queries")
         if near.shape[1] != self.dim:
             raise InputError(f"queries have {near.shape[1]} dimensions, the index {self.dim}")
         if not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is the number of neighbours wanted, 1 or more, not {k!r}")
-        if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != np.bool_):
+        if allowed is None:
+            return _Queries.of(near), _Usable(None, self._starts)
+        if allowed.shape != (len(self),) or allowed.dtype != np.bool_:
             raise InputError(f"allowed must be {len(self)} booleans, one for each vector")
-        return near
+        places = np.flatnonzero(allowed[self._rows])
+        return _Queries.of(near), _Usable(places, np.searchsorted(places, self._starts).astype(np.int64))
 
 
-def _distances(queries: Vectors, query: Rows, vectors: Vectors, place: Rows) -> Vectors:
-    """Return the Euclidean distances of pairs, float32, by differences: the one place where they come from.
-
-    A pair's value does not depend on the others, so that every way to search gives the same.
-    """
-    distances = np.empty(len(place), dtype=np.float32)
-    for pairs in _blocks(len(place), max(1, BLOCK_PAIRS // max(1, vectors.shape[1]))):
-        distances[pairs] = _lengths(vectors[place[pairs]] - queries[query[pairs]])
-    return distances
-
-
-def _lengths(differences: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    lengths: npt.NDArray[np.floating] = np.sqrt(np.einsum("nd,nd->n", differences, differences))
-    return lengths
-
-
-def _squares(vectors: Vectors) -> Vectors:
-    return np.einsum("nd,nd->n", vectors, vectors)
+def _keys(near: _Queries, vectors: Doubles, squares: Doubles, rows: Rows) -> Keys:
+    """Return the keys of all pairs of queries and vectors, (n, d) with their squares and rows, shape (queries, n)."""
+    squared = near.double @ vectors.T
+    squared *= -2.0
+    squared += squares
+    squared += near.squares[:, None]
+    # Only queries that lie this near to anything are looked at pair by pair.
+    least = squared.min(axis=1, initial=np.inf)
+    for row in np.flatnonzero(least <= CANCELLING * (near.squares + squares.max(initial=0.0))):
+        close = np.flatnonzero(squared[row] <= CANCELLING * (near.squares[row] + squares))
+        squared[row, close] = _squares(vectors[close] - near.double[row])
+    keys = np.empty(squared.shape, dtype=np.int64)
+    high = 1 if sys.byteorder == "little" else 0
+    keys.view(np.float32)[:, high::2] = squared
+    keys.view(np.uint32)[:, 1 - high :: 2] = rows
+    return keys
 
 
-def _rounded_down(values: npt.NDArray[np.float64]) -> Vectors:
-    """Return float32 numbers that are not above the given ones."""
-    near = values.astype(np.float32)
-    return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
+def _least(keys: Keys, k: int) -> Keys:
+    """Return the k least keys, ascending, along the last axis; NO_KEY where there are fewer."""
+    count = keys.shape[-1]
+    if count < k:
+        keys = np.concatenate([keys, np.full((*keys.shape[:-1], k - count), NO_KEY, dtype=np.int64)], axis=-1)
+    elif count > k:
+        keys = np.partition(keys, k - 1, axis=-1)[..., :k]
+    return np.sort(keys, axis=-1)
 
 
-def _blocks(count: int, size: int = GALLERY_BLOCK) -> Iterator[slice]:
-    """Yield slices that cover 0..count, `size` at a time."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+def _squared_of(keys: Any) -> npt.NDArray[np.float32]:
+    """Return the squared distances in keys."""
+    return (np.asarray(keys) >> 32).astype(np.int32).view(np.float32)
 
 
-def _joined(parts: list[Neighbours], k: int, size: int) -> Neighbours:
-    """Return the results of blocks of queries as one."""
-    return Neighbours(
-        np.concatenate([np.zeros((0, k), dtype=np.int64), *(part.ids for part in parts)]),
-        np.concatenate([np.zeros((0, k), dtype=np.float32), *(part.distances for part in parts)]),
-        np.concatenate([np.zeros(0, dtype=np.int64), *(part.scanned for part in parts)]),
-        tuple(probed for part in parts for probed in part.probed),
-        size,
-    )
+def _squares(vectors: Floats) -> npt.NDArray[Any]:
+    return np.vecdot(vectors, vectors)
 
 
-def _finite(values: npt.ArrayLike, what: str) -> Vectors:
-    found = np.ascontiguousarray(values, dtype=np.float32)
+def _ranges(starts: Rows, buckets: Rows) -> Rows:
+    """Return the numbers starts[b]..starts[b + 1] of all buckets, in one array."""
+    sizes = starts[buckets + 1] - starts[buckets]
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1]) + np.repeat(starts[buckets] - (ends - sizes), sizes)
+
+
+def _blocks(count: int, size: int = 0) -> Iterator[slice]:
+    """Yield slices that cover 0..count, `size` at a time, GALLERY_BLOCK if none is given."""
+    for start in range(0, count, size or GALLERY_BLOCK):
+        yield slice(start, min(start + (size or GALLERY_BLOCK), count))
+
+
+def _finite(values: npt.ArrayLike, what: str, kind: type[np.floating] = np.float32) -> npt.NDArray[np.floating]:
+    found = np.ascontiguousarray(values, dtype=kind)
     if found.ndim != 2:
         raise InputError(f"{what} must have shape (n, d), not {found.shape}")
     if not np.isfinite(found).all():

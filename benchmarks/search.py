@@ -1,0 +1,223 @@
+"""How fast is two-stage search, and how exact? Kedge beside FAISS, usearch, hnswlib and NumPy on the same vectors.
+
+    python benchmarks/search.py --sets 50000x512/100 300000x256/1000 1000000x128/1000 --plot docs/images/search-speed.svg
+    python benchmarks/search.py --real tiny20=vectors.npz       # arrays: queries, gallery, anchors
+
+A set is pictures x dimensions / classes: unit anchors at random, noise 0.03 a dimension, seeded. Needs `.[bench]`. Prints a
+table in Markdown. Times are the best of --repeats; ratios are to the faster of FAISS Flat and NumPy, of the same kind
+(one query at a time, or all in a batch). The truth for recall@100 is the exhaustive search in float64.
+"""
+
+import argparse
+import os
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+K = 100
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="*", default=["50000x512/100", "300000x256/1000"])
+    parser.add_argument("--real", nargs="*", default=[], help="NAME=FILE.npz with queries, gallery and anchors")
+    parser.add_argument("--queries", type=int, default=10_000, help="queries in a batch")
+    parser.add_argument("--singles", type=int, default=300, help="queries asked one at a time")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--graphs", action="store_true", help="measure the graph indexes too: minutes to build")
+    parser.add_argument("--plot", type=Path)
+    return parser.parse_args()
+
+
+OPTIONS = parse()
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = str(OPTIONS.threads)
+
+import faiss  # noqa: E402  (the number of threads is read when these are imported)
+import hnswlib  # noqa: E402
+import numpy as np  # noqa: E402
+from usearch.index import Index  # noqa: E402
+
+import kedge  # noqa: E402
+from kedge.anchors import nearest_anchors, unit_length  # noqa: E402
+
+
+def synthetic(name, queries):
+    """Return (queries, gallery, anchors) of compact clusters."""
+    shape, classes = name.split("/")
+    count, dim = map(int, shape.split("x"))
+    random = np.random.default_rng(0)
+    anchors = unit_length(random.normal(size=(int(classes), dim)).astype(np.float32))
+    gallery = anchors[random.integers(0, len(anchors), count)]
+    gallery += np.float32(0.03) * random.normal(size=(count, dim)).astype(np.float32)
+    near = anchors[random.integers(0, len(anchors), queries)]
+    near += np.float32(0.03) * random.normal(size=(queries, dim)).astype(np.float32)
+    return near, gallery, anchors
+
+
+def numpy_exhaustive(gallery):
+    """Blocked NumPy: one product a block of the gallery, then a partial sort."""
+    squares = np.einsum("nd,nd->n", gallery, gallery)
+
+    def search(queries):
+        best, ids = [], []
+        for start in range(0, len(gallery), 65_536):
+            block = squares[start : start + 65_536] - 2.0 * (queries @ gallery[start : start + 65_536].T)
+            some = np.argpartition(block, min(K, block.shape[1]) - 1, axis=1)[:, :K]
+            best.append(np.take_along_axis(block, some, axis=1))
+            ids.append(some + start)
+        values, rows = np.concatenate(best, axis=1), np.concatenate(ids, axis=1)
+        order = np.argsort(values, axis=1)[:, :K]
+        return np.take_along_axis(rows, order, axis=1)
+
+    def in_blocks(queries):
+        return np.concatenate([search(queries[start : start + 64]) for start in range(0, len(queries), 64)])
+
+    return in_blocks
+
+
+def faiss_ivf(gallery, anchors, trained):
+    dim = gallery.shape[1]
+    quantizer = faiss.IndexFlatL2(dim)
+    if not trained:
+        quantizer.add(anchors)
+    index = faiss.IndexIVFFlat(quantizer, dim, len(anchors))
+    if trained:
+        index.train(gallery[:: max(1, len(gallery) // (40 * len(anchors)))])
+    index.add(gallery)
+    return index
+
+
+def engines(gallery, anchors, buckets):
+    """Yield (name, probes, search) of every way to search; a search returns ids, and what it scanned if it says so."""
+    flat = faiss.IndexFlatL2(gallery.shape[1])
+    flat.add(gallery)
+    yield "FAISS Flat", "", lambda queries: flat.search(queries, K)[1]
+    del flat
+    yield "NumPy exhaustive", "", numpy_exhaustive(gallery)
+    index = kedge.TwoStageIndex(gallery, anchors, buckets)
+    index.search(gallery[:1], K, "exact")  # works out its bounds
+    for probes in (1, 2, 5, "exact"):
+        yield "Kedge", probes, lambda queries, probes=probes: index.search(queries, K, probes)
+    half = kedge.TwoStageIndex(gallery.astype(np.float16), anchors, buckets)
+    yield "Kedge, float16", 1, lambda queries: half.search(queries, K, 1)
+    del index, half
+    for name, trained in (("FAISS IVF, our anchors", False), ("FAISS IVF, k-means", True)):
+        ivf = faiss_ivf(gallery, anchors, trained)
+        for probes in (1, 2, 5):
+
+            def probe(queries, ivf=ivf, probes=probes):
+                ivf.nprobe = probes
+                return ivf.search(queries, K)[1]
+
+            yield name, probes, probe
+        del ivf
+    if OPTIONS.graphs:
+        graph = faiss.IndexHNSWFlat(gallery.shape[1], 16)
+        graph.add(gallery)
+        for ef in (128, 512):
+
+            def walk(queries, graph=graph, ef=ef):
+                graph.hnsw.efSearch = ef
+                return graph.search(queries, K)[1]
+
+            yield "FAISS HNSW", f"ef {ef}", walk
+        del graph
+        near = hnswlib.Index("l2", gallery.shape[1])
+        near.init_index(len(gallery), M=16, ef_construction=100)
+        near.set_num_threads(OPTIONS.threads)
+        near.add_items(gallery)
+        for ef in (128, 512):
+
+            def ask(queries, near=near, ef=ef):
+                near.set_ef(ef)
+                return near.knn_query(queries, K)[0]
+
+            yield "hnswlib", f"ef {ef}", ask
+        del near
+        other = Index(ndim=gallery.shape[1], metric="l2sq", connectivity=16, expansion_search=256)
+        other.add(np.arange(len(gallery)), gallery, threads=OPTIONS.threads)
+        yield "usearch", "ef 256", lambda queries: np.atleast_2d(other.search(queries, K, threads=OPTIONS.threads).keys)
+
+
+def timed(search, queries, repeats):
+    """Return (seconds a query, answer), the best of some repeats."""
+    best = np.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        answer = search(queries)
+        best = min(best, (time.perf_counter() - started) / len(queries))
+    return best, answer
+
+
+def measure(name, queries, gallery, anchors):
+    buckets = nearest_anchors(gallery, anchors)
+    own = np.bincount(buckets, minlength=len(anchors))[nearest_anchors(queries, anchors)].mean() / len(gallery)
+    checked = np.linspace(0, len(queries) - 1, 200).astype(int)
+    truth = np.concatenate(
+        [
+            np.argsort(((gallery.astype(np.float64) - query) ** 2).sum(axis=1), kind="stable")[None, :K]
+            for query in queries[checked].astype(np.float64)
+        ]
+    )
+    rows, exhaustive = [], {}
+    for engine, probes, search in engines(gallery, anchors, buckets):
+        slow = engine in ("FAISS Flat", "NumPy exhaustive")
+        some = queries[checked[:: len(checked) // 50]] if slow else queries[checked]
+        repeats = 1 if slow else OPTIONS.repeats
+        single, _ = timed(lambda part, search=search: [search(part[row : row + 1]) for row in range(len(part))], some[: OPTIONS.singles], repeats)
+        batch, found = timed(search, queries[:: max(1, len(queries) // 1000)] if slow else queries, repeats)
+        looked = search(queries[checked])
+        ids = np.asarray(getattr(looked, "ids", looked))
+        recall = np.mean([len(set(row) & set(right)) / K for row, right in zip(ids.tolist(), truth.tolist(), strict=True)])
+        shares = getattr(found, "scanned", None)
+        shares = (1.0, 1.0) if slow else None if shares is None else (shares.mean() / len(gallery), shares.max() / len(gallery))
+        if slow:
+            for kind, seconds in (("single", single), ("batch", batch)):
+                exhaustive[kind] = min(seconds, exhaustive.get(kind, np.inf))
+        rows.append((engine, probes, recall, single, batch, shares))
+    print(f"\n**{name}**: {len(gallery):,} x {gallery.shape[1]}, {len(anchors)} anchors, {len(queries):,} queries in a batch; the query's own bucket is {own:.2%} of the gallery.\n")
+    print("| engine | probes | recall@100 | one query, µs | x exhaustive | in a batch, µs | x exhaustive | scanned: mean, worst query |")
+    print("|---|---|---|---|---|---|---|---|")
+    for engine, probes, recall, single, batch, shares in rows:
+        shown = "" if shares is None else f"{shares[0]:.2%}, {shares[1]:.2%}"
+        print(
+            f"| {engine} | {probes} | {recall:.4f} | {1e6 * single:,.0f} | {exhaustive['single'] / single:.1f} "
+            f"| {1e6 * batch:,.1f} | {exhaustive['batch'] / batch:.1f} | {shown} |",
+            flush=True,
+        )
+    return rows
+
+
+def plot(measured, path):
+    """Draw queries per second (in a batch) against recall@100, a panel a set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(measured), 4), layout="constrained")
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, (name, rows) in zip(panels, measured.items(), strict=True):
+        for engine in dict.fromkeys(row[0] for row in rows):
+            own = [row for row in rows if row[0] == engine]
+            axes.plot([row[2] for row in own], [1 / row[4] for row in own], "o-", label=engine, markersize=4)
+        axes.set(title=name, xlabel="recall@100", ylabel="queries a second, in a batch", yscale="log")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path)
+
+
+def main():
+    faiss.omp_set_num_threads(OPTIONS.threads)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("kedge", "numpy", "faiss-cpu", "hnswlib", "usearch"))
+    print(f"{date.today()}, {versions}; {OPTIONS.threads} thread{'s' * (OPTIONS.threads > 1)}, k = {K}.")
+    measured = {name: measure(name, *synthetic(name, OPTIONS.queries)) for name in OPTIONS.sets}
+    for said in OPTIONS.real:
+        name, _, path = said.partition("=")
+        stored = np.load(path)
+        measured[name] = measure(name, *(np.ascontiguousarray(stored[part], dtype=np.float32) for part in ("queries", "gallery", "anchors")))
+    if OPTIONS.plot:
+        plot(measured, OPTIONS.plot)
+
+
+if __name__ == "__main__":
+    main()
