@@ -10,7 +10,7 @@ are kept as keys: int64 numbers, the bits of the squared distance above the row,
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -34,10 +34,10 @@ Mask = npt.NDArray[np.bool_]
 Order = Literal["distance", "bucket"]
 
 # Numbers in a block of distances, and in the candidates of a block of queries.
-BLOCK_PAIRS, BLOCK_CANDIDATES = 1 << 22, 1 << 22
+BLOCK_PAIRS, BLOCK_CANDIDATES = 1 << 22, 1 << 24
 GALLERY_BLOCK = 16_384
-# Fewer queries than this in one bucket are searched one by one: a product in float64 would not pay.
-FEW_QUERIES = 4
+# A single query takes the product in float64 of so many numbers: it is done before a selection would be.
+FEW_NUMBERS = 1 << 17
 # So few usable vectors are all compared at once, rather than bucket by bucket.
 FEW_USABLE = 16_384
 # Dimensions of the projection that exact search rules out single vectors by.
@@ -73,22 +73,25 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class _Queries:
-    """Queries (n, d) in both precisions, and their squared norms."""
+    """Queries (n, d) in both precisions, their squared norms, and how far a product in float32 can be off."""
 
     single: Vectors
     double: Doubles
     squares: Doubles
+    error: Doubles
 
     @classmethod
-    def of(cls, vectors: Vectors) -> Self:
+    def of(cls, vectors: Vectors, largest: float = 0.0) -> Self:
+        """Take queries for vectors whose norms are at most `largest`; error is that of ||x||^2 - 2 q.x."""
         double = vectors.astype(np.float64)
-        return cls(vectors, double, _squares(double))
+        squares = _squares(double)
+        return cls(vectors, double, squares, 2 * (vectors.shape[1] + 8) * UNIT * (np.sqrt(squares) + largest) ** 2)
 
     def __len__(self) -> int:
         return len(self.single)
 
     def __getitem__(self, rows: slice | Rows) -> Self:
-        return type(self)(self.single[rows], self.double[rows], self.squares[rows])
+        return type(self)(self.single[rows], self.double[rows], self.squares[rows], self.error[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +100,13 @@ class _Usable:
 
     places: Rows | None
     starts: Rows
+    sizes: Rows
+    """How many there are in each bucket."""
 
     def bucket(self, bucket: int) -> slice | Rows:
         """Return the usable places of one bucket."""
         start, stop = int(self.starts[bucket]), int(self.starts[bucket + 1])
         return slice(start, stop) if self.places is None else self.places[start:stop]
-
-    @property
-    def sizes(self) -> Rows:
-        """How many there are in each bucket."""
-        return np.diff(self.starts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +183,7 @@ class TwoStageIndex:
         self._rows: Rows = np.argsort(filed, kind="stable")
         self._vectors = given[self._rows]
         self._starts: Rows = np.searchsorted(filed[self._rows], np.arange(len(points) + 1)).astype(np.int64)
+        self._all = _Usable(None, self._starts, np.diff(self._starts))
         self._squares = np.empty(len(given), dtype=np.float64)
         for part in _blocks(len(given)):
             self._squares[part] = _squares(self._vectors[part].astype(np.float64))
@@ -251,11 +252,13 @@ class TwoStageIndex:
         approximate = near.single @ self._anchors.single.T
         approximate *= -2.0
         approximate += self._anchor_squares
-        twice = (2.0 * self._product_error(near.squares))[:, None]
+        twice = 2.0 * near.error[:, None]
         if count == 1:
             ranked = approximate.argmin(axis=1)[:, None]
-            least = np.take_along_axis(approximate, ranked, axis=1)
-            unsure = np.count_nonzero(approximate <= least + twice.astype(np.float32), axis=1) > 1
+            close = approximate <= approximate.min(axis=1)[:, None] + twice.astype(np.float32)
+            # Counting by query takes longer, and is seldom needed.
+            several = int(np.count_nonzero(close)) > len(near)
+            unsure = np.sum(close, axis=1) > 1 if several else np.zeros(len(near), dtype=np.bool_)
         else:
             some = np.argpartition(approximate, count, axis=1)[:, : count + 1]
             values = np.take_along_axis(approximate, some, axis=1)
@@ -278,21 +281,23 @@ class TwoStageIndex:
         keys = np.empty((len(near), k), dtype=np.int64)
         scanned = np.empty(len(near), dtype=np.int64)
         probed: list[Rows] = []
-        few = usable.places is not None and len(usable.places) <= FEW_USABLE and order == "distance"
+        few = usable.places is not None and len(usable.places) <= FEW_USABLE
+        one_by_one = order == "distance" and (few or len(near) == 1)
         # A block of queries holds its distances to the anchors, and k candidates a bucket.
         for rows in _blocks(len(near), max(1, BLOCK_CANDIDATES // max(probes * k, len(sizes)))):
-            part = near[rows]
+            part = near[rows] if len(near) > 1 else near
             ranked, counts = self._ranked_anchors(part, probes), np.full(len(part), probes)
             if fill:
                 ranked, counts = self._filled(part, ranked, counts, k, sizes)
-            scanned[rows] = np.where(np.arange(ranked.shape[1]) < counts[:, None], sizes[ranked], 0).sum(axis=1)
             probed += [row[:count] for row, count in zip(ranked, counts, strict=True)]
-            if few or (len(part) == 1 and order == "distance"):
-                for row, anchors in enumerate(probed[rows.start :]):
-                    places = self._places(usable, anchors)
-                    keys[rows.start + row] = self._nearest_of_one(part[row : row + 1], places, k)
-            else:
-                keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=order == "bucket")
+            if one_by_one:
+                for at in range(rows.start, rows.stop):
+                    places = self._places(usable, probed[at])
+                    keys[at] = self._nearest_among(near[at : at + 1] if len(near) > 1 else near, places, k)[0]
+                    scanned[at] = _count(places)
+                continue
+            scanned[rows] = np.where(np.arange(ranked.shape[1]) < counts[:, None], sizes[ranked], 0).sum(axis=1)
+            keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=order == "bucket")
         return self._neighbours(keys, scanned, probed)
 
     def _filled(self, near: _Queries, ranked: Rows, counts: Rows, k: int, sizes: Rows) -> tuple[Rows, Rows]:
@@ -336,9 +341,9 @@ class TwoStageIndex:
 
     def _nearest_among(self, near: _Queries, places: slice | Rows, k: int) -> Keys:
         """Return the keys of the k nearest of some places, ascending, shape (queries, k)."""
-        count = places.stop - places.start if isinstance(places, slice) else len(places)
+        count = _count(places)
         keys = np.empty((len(near), k), dtype=np.int64)
-        if count and count <= GALLERY_BLOCK and len(near) >= FEW_QUERIES:
+        if count and count <= GALLERY_BLOCK and (len(near) > 1 or count * self.dim <= FEW_NUMBERS):
             doubles, rows = self._vectors[places].astype(np.float64), self._rows[places]
             for part in _blocks(len(near), max(1, BLOCK_PAIRS // count)):
                 keys[part] = _least(_keys(near[part], doubles, self._squares[places], rows), k)
@@ -354,9 +359,9 @@ class TwoStageIndex:
         |A - T| <= E. Let a be the k-th least A. Then k places have T <= a + E, and one that ranks among them, its T
         being rounded to float32, has A <= (a + E)(1 + 4 UNIT) + E.
         """
-        count = places.stop - places.start if isinstance(places, slice) else len(places)
+        count = _count(places)
         query, square = near.single[0], float(near.squares[0])
-        error = float(self._product_error(near.squares)[0])
+        error = float(near.error[0])
         best = np.full(k, NO_KEY, dtype=np.int64)
         for part in _blocks(count):
             held: slice | Rows
@@ -373,13 +378,8 @@ class TwoStageIndex:
                 at = np.flatnonzero(squared <= limit)
                 chosen = at + held.start if isinstance(held, slice) else held[at]
             found = _keys(near, self._vectors[chosen].astype(np.float64), self._squares[chosen], self._rows[chosen])[0]
-            best = _least(np.concatenate([best, found]), k)
+            best = _least(found if count <= GALLERY_BLOCK else np.concatenate([best, found]), k)
         return best
-
-    def _product_error(self, squares: Doubles) -> Doubles:
-        """Return the error of a squared distance ||x||^2 - 2 q.x by a product in float32, by the queries' squares."""
-        error: Doubles = 2 * (self.dim + 8) * UNIT * (np.sqrt(squares) + self._largest) ** 2
-        return error
 
     def _places(self, usable: _Usable, anchors: Rows) -> slice | Rows:
         """Return the usable places of several buckets."""
@@ -524,11 +524,16 @@ class TwoStageIndex:
         if not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is the number of neighbours wanted, 1 or more, not {k!r}")
         if allowed is None:
-            return _Queries.of(near), _Usable(None, self._starts)
+            return _Queries.of(near, self._largest), self._all
         if allowed.shape != (len(self),) or allowed.dtype != np.bool_:
             raise InputError(f"allowed must be {len(self)} booleans, one for each vector")
         places = np.flatnonzero(allowed[self._rows])
-        return _Queries.of(near), _Usable(places, np.searchsorted(places, self._starts).astype(np.int64))
+        starts = np.searchsorted(places, self._starts).astype(np.int64)
+        return _Queries.of(near, self._largest), _Usable(places, starts, np.diff(starts))
+
+
+def _count(places: slice | Rows) -> int:
+    return int(places.stop - places.start) if isinstance(places, slice) else len(places)
 
 
 def _keys(near: _Queries, vectors: Doubles, squares: Doubles, rows: Rows) -> Keys:
@@ -538,8 +543,11 @@ def _keys(near: _Queries, vectors: Doubles, squares: Doubles, rows: Rows) -> Key
     squared += squares
     squared += near.squares[:, None]
     # Only queries that lie this near to anything are looked at pair by pair.
-    least = squared.min(axis=1, initial=np.inf)
-    for row in np.flatnonzero(least <= CANCELLING * (near.squares + squares.max(initial=0.0))):
+    largest = squares.max(initial=0.0)
+    some: Iterable[int] = ()
+    if squared.min(initial=np.inf) <= CANCELLING * (near.squares.max(initial=0.0) + largest):
+        some = np.flatnonzero(squared.min(axis=1) <= CANCELLING * (near.squares + largest))
+    for row in some:
         close = np.flatnonzero(squared[row] <= CANCELLING * (near.squares[row] + squares))
         squared[row, close] = _squares(vectors[close] - near.double[row])
     keys = np.empty(squared.shape, dtype=np.int64)
