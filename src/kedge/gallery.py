@@ -342,14 +342,15 @@ class Gallery:
         raise AssertionError("unreachable")
 
     def _load(self) -> _Loaded:
-        rows = self._table.read(["id", "path", "label", "anchor", "embedding"], row_ids=True)
+        rows = self._table.read(["id", "path", "label", "anchor", "rho", "gap", "embedding"], row_ids=True)
         flat = rows["embedding"].combine_chunks()
         vectors = np.asarray(flat.flatten(), dtype=np.float32).reshape(len(rows), self._anchors.dim)
         numbers = {name: number for number, name in enumerate(self._anchors.names)}
         anchors = rows["anchor"].combine_chunks().dictionary_encode()
         by_code = np.asarray([numbers[name] for name in anchors.dictionary.to_pylist()], dtype=np.int64)
         buckets = by_code[np.asarray(anchors.indices)] if len(rows) else np.zeros(0, dtype=np.int64)
-        index = TwoStageIndex(vectors, self._anchors.vectors, buckets)
+        filing = {name: rows[name].to_numpy() for name in ("rho", "gap")}
+        index = TwoStageIndex(vectors, self._anchors.vectors, buckets, **filing)
         said = rows.select(["id", "path", "label", "anchor"]).combine_chunks()
         return _Loaded(self._table.version, index, rows["_rowid"].to_numpy(), said)
 

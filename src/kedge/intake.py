@@ -21,7 +21,7 @@ from kedge.anchors import Anchors
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
-from kedge.picture import content_hash, perceptual_hash, read_picture, square, thumbnail
+from kedge.picture import perceptual_hash, read_picture, square, thumbnail
 from kedge.pictures_table import PicturesTable
 from kedge.sources import Sources
 from kedge.vectors import ReadyMade
@@ -145,7 +145,7 @@ class Intake:
                 sources.part(start, stop),
                 [_Stamp()] * (stop - start),
                 list(given.ids[start:stop]),
-                [content_hash(vector.tobytes()) for vector in vectors],
+                list(given.contents[start:stop]),
                 embeddings=dict(enumerate(vectors)),
             )
             self._table.refresh()
@@ -213,11 +213,12 @@ class Intake:
         """Commit a chunk: new rows in one commit, changed ones in another."""
         rows = [row for row in self._first_come(chunk, failed) if chunk.ids[row] is not None]
         ids = [str(chunk.ids[row]) for row in rows]
-        there = self._rows(ids, chunk)
+        # Vectors are most often new, and the insertion leaves out what is there: only then need they be looked up.
+        there = {} if len(chunk.embeddings) == len(chunk.ids) else self._rows(ids, chunk)
         new = [row for row in rows if chunk.ids[row] not in there]
         added = self._insert(chunk, new) if new else 0
         if added < len(new):
-            # Another process was faster with some of them: what it said of them may differ.
+            # Known already, or another process was faster with some of them: what was said of them may differ.
             self._table.refresh()
             there = self._rows(ids, chunk)
         changed = [row for row in rows if chunk.ids[row] in there]

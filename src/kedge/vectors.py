@@ -24,10 +24,11 @@ _UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class ReadyMade:
-    """Checked embeddings, shape (n, dim) float32, what is said of each, and the id of each."""
+    """Checked embeddings, shape (n, dim) float32, what is said of each, its id and the hash of its numbers."""
 
     sources: Sources
     ids: tuple[str, ...]
+    contents: tuple[str, ...]
     vectors: npt.NDArray[np.float32]
 
 
@@ -71,15 +72,18 @@ def ready_made(
         if values is not None and len(values) != count:
             raise InputError(f"{count} embeddings were given with {len(values)} {name}: give one for each")
     places = ("",) * count if paths is None else tuple(place or "" for place in paths)
+    data, size = checked.tobytes(), checked.itemsize * checked.shape[1]
+    contents = tuple(content_hash(data[start : start + size]) for start in range(0, len(data), size))
     if ids is None:
-        keys = tuple(content_hash(place.encode() or row.tobytes()) for place, row in zip(places, checked, strict=True))
+        known = zip(places, contents, strict=True)
+        keys = tuple(content_hash(place.encode()) if place else content for place, content in known)
     else:
         keys = tuple(ids)
         _check_ids(keys)
     said = (None,) * count if labels is None else tuple(label or None for label in labels)
     columns = {name: column_of(name, values) for name, values in (metadata or {}).items()}
     names = tuple(place or key for place, key in zip(places, keys, strict=True))
-    return ReadyMade(Sources(names, places, said, columns), keys, checked)
+    return ReadyMade(Sources(names, places, said, columns), keys, contents, checked)
 
 
 def read_vectors(path: Path, model: Model, *, labels: Labels, metadata: Mapping[str, Any] | None) -> ReadyMade:
