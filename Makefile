@@ -9,7 +9,7 @@ demo: $(VENV)/train.installed
 	$(BIN)/kedge demo --out demo
 
 test: $(VENV)/test.installed check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/test.installed
 	$(BIN)/ruff check src tests benchmarks

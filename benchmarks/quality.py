@@ -112,6 +112,8 @@ def two_stage_table(reports):
 
 def ratio_table(reports, base="cross-entropy"):
     backbones = dict.fromkeys(backbone for _, backbone in reports)
+    if not any(loss == base for loss, _ in reports):
+        return
     print(f"| loss | backbone | mAP (L2) / {base} | mAP (cosine) / {base} | R@1 - {base} |")
     print("|---|---|---|---|---|")
     for backbone in backbones:
@@ -124,12 +126,13 @@ def ratio_table(reports, base="cross-entropy"):
             for distance in ("l2", "cosine"):
                 ours = np.mean([row_of(report, "exhaustive", distance)["map"] for report in runs])
                 theirs = np.mean([row_of(r, "exhaustive", distance)["map"] for r in reports[base, backbone]])
-                cells.append(f"{ours / theirs:.2f}")
+                cells.append(f"{ours / theirs:.3f}")
             ours, theirs = (
                 np.mean([row_of(r, "exhaustive", r["distance"])["recall_at"]["1"] for r in chosen])
                 for chosen in (runs, reports[base, backbone])
             )
             print(f"| {loss} | {backbone} | " + " | ".join(cells) + f" | {100 * (ours - theirs):+.1f} |")
+    print()
 
 
 def main():
@@ -156,7 +159,6 @@ def main():
     loss_table(reports)
     print()
     ratio_table(reports)
-    print()
     two_stage_table(reports)
 
 
