@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kedge.anchors import Anchors, squared_distances
+from kedge.anchors import Anchors, nearest_anchors, squared_distances
 from kedge.errors import InputError
 
 __all__ = ["LEAST_DIVIDED", "Filing", "dividing_planes", "file_vectors", "labelled_buckets"]
@@ -45,24 +45,41 @@ def file_vectors(
 ) -> Filing:
     """File vectors, shape (n, d), under their nearest anchor, (t, d), or under the anchors numbered by `buckets`.
 
-    Distances are worked out in float64, in blocks.
+    Products in float32 rank the anchors, float64 those that they cannot tell apart. A gap is never too large: what
+    rounding may have added is taken off.
     """
-    count = len(vectors)
+    count, dim = vectors.shape
     filed = np.zeros(count, dtype=np.int64) if buckets is None else buckets
     rho, gap = np.zeros(count, dtype=np.float32), np.full(count, np.inf, dtype=np.float32)
-    half_over = dividing_planes(anchors)
-    block = max(1, _BLOCK_PAIRS // (len(anchors) + anchors.shape[1]))
+    points = anchors.astype(np.float64)
+    squares = np.vecdot(points, points)
+    half_over = dividing_planes(anchors).astype(np.float32)
+    undivided = np.argwhere(half_over == 0)
+    undivided = undivided[undivided[:, 0] != undivided[:, 1]]  # besides an anchor and itself
+    turned, shift = (-2.0 * points.T).astype(np.float32), squares.astype(np.float32)
+    block = max(1, _BLOCK_PAIRS // (len(anchors) + dim))
     for start in range(0, count, block):
         rows = slice(start, start + block)
-        gaps = squared_distances(vectors[rows], anchors)  # (block, anchors)
+        part = vectors[rows].astype(np.float32, copy=False)
+        nearness = part @ turned  # squared distances less the vectors' own squares, (block, anchors)
+        nearness += shift
+        reach = np.sqrt(np.vecdot(part, part)) + np.float32(np.sqrt(squares.max()))
+        error = np.float32(4 * (dim + 8) * 2.0**-24) * reach**2
         if buckets is None:
-            filed[rows] = gaps.argmin(axis=1)
-        own = np.take_along_axis(gaps, filed[rows, None], axis=1)
-        gaps -= own
-        planes = half_over[filed[rows]]
-        gaps *= planes
-        gaps[planes == 0] = np.inf
-        rho[rows], gap[rows] = np.sqrt(own[:, 0]), gaps.min(axis=1)
+            filed[rows] = nearness.argmin(axis=1)
+            close = nearness <= (nearness.min(axis=1) + error)[:, None]
+            if np.count_nonzero(close) > len(part):
+                unsure = np.flatnonzero(close.sum(axis=1) > 1)
+                filed[start + unsure] = nearest_anchors(part[unsure], anchors)
+        at, own = np.arange(len(part)), filed[rows]
+        nearness -= (nearness[at, own] + error)[:, None]
+        nearness *= half_over[own]
+        nearness[at, own] = np.inf
+        for first, other in undivided:
+            nearness[own == first, other] = np.inf
+        gap[rows] = nearness.min(axis=1)
+        apart = part.astype(np.float64) - points[own]
+        rho[rows] = np.sqrt(np.vecdot(apart, apart))
     return Filing(filed, rho, gap)
 
 

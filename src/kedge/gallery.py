@@ -80,9 +80,9 @@ class Gallery:
     Several processes may read and write one gallery at once.
     """
 
-    def __init__(self, folder: Path, model: Model, table: PicturesTable) -> None:
+    def __init__(self, folder: Path, model: Model, table: PicturesTable, *, half: bool = False) -> None:
         self.folder, self.model = folder, model
-        self._table = table
+        self._table, self._half = table, half
         self._anchors = model.search_anchors
         self._encoder: Encoder | None = None
         self._loaded: _Loaded | None = None
@@ -112,8 +112,11 @@ class Gallery:
         return cls.open(folder)
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a gallery; GalleryError for one that is missing, half written, newer, or whose model was changed."""
+    def open(cls, path: str | Path, *, half: bool = False) -> Self:
+        """Open a gallery; GalleryError for one that is missing, half written, newer, or whose model was changed.
+
+        half: hold the vectors in half precision for search, in half the memory.
+        """
         folder = _local(path)
         if not folder.is_dir():
             raise GalleryError(f"no gallery at {folder}: make one with `kedge create {folder} --model MODEL`")
@@ -136,7 +139,7 @@ class Gallery:
                 f"{folder} was made with model {fingerprint}, {folder / MODEL} holds {found}: copy the first one back, "
                 f"or create a new gallery with the other and add the pictures again"
             )
-        return cls(folder, model, PicturesTable.open(folder / TABLE))
+        return cls(folder, model, PicturesTable.open(folder / TABLE), half=half)
 
     def __enter__(self) -> Self:
         return self
@@ -342,15 +345,19 @@ class Gallery:
         raise AssertionError("unreachable")
 
     def _load(self) -> _Loaded:
-        rows = self._table.read(["id", "path", "label", "anchor", "rho", "gap", "embedding"], row_ids=True)
-        flat = rows["embedding"].combine_chunks()
-        vectors = np.asarray(flat.flatten(), dtype=np.float32).reshape(len(rows), self._anchors.dim)
+        rows = self._table.read(["id", "path", "label", "anchor", "rho", "gap"], row_ids=True)
         numbers = {name: number for number, name in enumerate(self._anchors.names)}
         anchors = rows["anchor"].combine_chunks().dictionary_encode()
         by_code = np.asarray([numbers[name] for name in anchors.dictionary.to_pylist()], dtype=np.int64)
         buckets = by_code[np.asarray(anchors.indices)] if len(rows) else np.zeros(0, dtype=np.int64)
-        filing = {name: rows[name].to_numpy() for name in ("rho", "gap")}
-        index = TwoStageIndex(vectors, self._anchors.vectors, buckets, **filing)
+        index = TwoStageIndex(
+            self._table.embeddings(),
+            self._anchors.vectors,
+            buckets,
+            rho=rows["rho"].to_numpy(),
+            gap=rows["gap"].to_numpy(),
+            dtype=np.float16 if self._half else np.float32,
+        )
         said = rows.select(["id", "path", "label", "anchor"]).combine_chunks()
         return _Loaded(self._table.version, index, rows["_rowid"].to_numpy(), said)
 

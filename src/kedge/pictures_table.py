@@ -120,6 +120,13 @@ class PicturesTable:
                 columns=list(columns), filter=where, with_row_id=row_ids, scan_in_order=True
             ).to_table()
 
+    def embeddings(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the embeddings of all rows in the table's order, in parts of shape (n, d)."""
+        with self._filtering(None):
+            for batch in self._dataset.scanner(columns=["embedding"], scan_in_order=True).to_batches():
+                column = batch.column(0)
+                yield column.flatten().to_numpy().reshape(len(column), -1)
+
     def row_ids(self, where: str) -> npt.NDArray[np.uint64]:
         """Return the numbers of the rows that match an SQL filter; they hold for the open version only."""
         numbers: npt.NDArray[np.uint64] = self.read([], where, row_ids=True)["_rowid"].to_numpy()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -155,6 +155,7 @@ class _Sketch:
 class TwoStageIndex:
     """Vectors (n, d) float32 or float16 filed under anchors (t, d): `buckets` (n,) says under which, None: the nearest.
 
+    Vectors may also come as an iterator over parts of them, then with their buckets; they are held once, as `dtype`.
     It holds the vectors, 16 bytes more for each, and from the first exact search on another 4 (r + 2) for the
     projection onto r = min(16, t - 1, d / 4) dimensions. Vectors in float16 take half the memory, and are what is
     searched, exactly. rho and gap (n,), as filing worked them out (`kedge.filing`), save working them out again for
@@ -163,33 +164,62 @@ class TwoStageIndex:
 
     def __init__(
         self,
-        vectors: npt.ArrayLike,
+        vectors: npt.ArrayLike | Iterable[Floats],
         anchors: npt.ArrayLike,
         buckets: npt.ArrayLike | None = None,
         *,
         rho: Vectors | None = None,
         gap: Vectors | None = None,
+        dtype: type[np.float32 | np.float16] | None = None,
     ) -> None:
-        half = getattr(vectors, "dtype", None) == np.float16
-        given, points = _finite(vectors, "vectors", np.float16 if half else np.float32), _finite(anchors, "anchors")
-        if given.shape[1] != points.shape[1]:
-            raise InputError(f"vectors have {given.shape[1]} dimensions, anchors {points.shape[1]}")
+        points = _matrix(anchors, "anchors", np.float32)
+        _check_finite(points, "anchors")
         if not len(points):
             raise InputError("at least one anchor is needed")
-        filed = nearest_anchors(given, points) if buckets is None else np.asarray(buckets, dtype=np.int64)
-        if filed.shape != (len(given),) or (len(filed) and not 0 <= filed.min() <= filed.max() < len(points)):
-            raise InputError(f"buckets must be {len(given)} numbers from 0 to {len(points) - 1}")
+        parts: Iterable[Floats]
+        if isinstance(vectors, Iterator):
+            if buckets is None:
+                raise InputError("vectors that come in parts must come with their buckets")
+            parts = vectors
+        else:
+            kind = dtype or (np.float16 if getattr(vectors, "dtype", None) == np.float16 else np.float32)
+            whole = _matrix(cast("npt.ArrayLike", vectors), "vectors", kind)
+            if whole.shape[1] != points.shape[1]:
+                raise InputError(f"vectors have {whole.shape[1]} dimensions, anchors {points.shape[1]}")
+            _check_finite(whole, "vectors")
+            dtype, parts = kind, [whole]
+            buckets = nearest_anchors(whole, points) if buckets is None else buckets
+            if np.shape(buckets) != (len(whole),):
+                raise InputError(f"buckets must be {len(whole)} numbers from 0 to {len(points) - 1}")
+        filed = np.asarray(buckets, dtype=np.int64)
+        if len(filed) and not 0 <= filed.min() <= filed.max() < len(points):
+            raise InputError(f"buckets must be {len(filed)} numbers from 0 to {len(points) - 1}")
         self._anchors = _Queries.of(points)
+        self._anchor_squares = self._anchors.squares.astype(np.float32)
         self._rows: Rows = np.argsort(filed, kind="stable")
-        self._vectors = given[self._rows]
         self._starts: Rows = np.searchsorted(filed[self._rows], np.arange(len(points) + 1)).astype(np.int64)
         self._all = _Usable(None, self._starts, np.diff(self._starts))
-        self._squares = np.empty(len(given), dtype=np.float64)
-        for part in _blocks(len(given)):
+        self._vectors = np.empty((len(filed), points.shape[1]), dtype=dtype or np.float32)
+        self._take(parts)
+        self._squares = np.empty(len(filed), dtype=np.float64)
+        for part in _blocks(len(filed), 256):
             self._squares[part] = _squares(self._vectors[part].astype(np.float64))
         self._largest = float(np.sqrt(max(self._squares.max(initial=0), self._anchors.squares.max())))
-        self._anchor_squares = self._anchors.squares.astype(np.float32)
         self._filing = None if rho is None or gap is None else (rho[self._rows], gap[self._rows])
+
+    def _take(self, parts: Iterable[Floats]) -> None:
+        """Put each vector into its place, a part of them at a time: they are held once."""
+        place = np.empty_like(self._rows)
+        place[self._rows] = np.arange(len(place))
+        start = 0
+        for part in parts:
+            stop = start + len(part)
+            if stop > len(place) or part.shape[1:] != (self.dim,):
+                raise InputError(f"{len(place)} vectors of {self.dim} dimensions were expected, not {part.shape}")
+            self._vectors[place[start:stop]] = part
+            start = stop
+        if start < len(place):
+            raise InputError(f"{len(place)} buckets were given with {start} vectors: give one for each")
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -475,7 +505,7 @@ class TwoStageIndex:
         """
         reach = np.sqrt(squares) + self._largest
         error = 2 * (self.dim + 4) * UNIT64 * reach**2
-        least = LEAST_DIVIDED * max(float(np.sqrt(self._anchors.squares.max())), 1e-300)
+        least = LEAST_DIVIDED * float(np.sqrt(self._anchors.squares.max())) or np.inf  # all zero: no planes
         return 2 * np.sqrt(error) + 4 * error / least + 16 * UNIT * reach
 
     # What is worked out once, for exact search
@@ -518,9 +548,10 @@ class TwoStageIndex:
     # What is given
 
     def _checked(self, queries: npt.ArrayLike, k: int, allowed: Mask | None) -> tuple[_Queries, _Usable]:
-        near = _finite(queries, "queries")
+        near = _matrix(queries, "queries", np.float32)
         if near.shape[1] != self.dim:
             raise InputError(f"queries have {near.shape[1]} dimensions, the index {self.dim}")
+        _check_finite(near, "queries")
         if not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is the number of neighbours wanted, 1 or more, not {k!r}")
         if allowed is None:
@@ -589,11 +620,15 @@ def _blocks(count: int, size: int = 0) -> Iterator[slice]:
         yield slice(start, min(start + (size or GALLERY_BLOCK), count))
 
 
-def _finite(values: npt.ArrayLike, what: str, kind: type[np.floating] = np.float32) -> npt.NDArray[np.floating]:
+def _matrix(values: npt.ArrayLike, what: str, kind: type[np.floating]) -> npt.NDArray[Any]:
     found = np.ascontiguousarray(values, dtype=kind)
     if found.ndim != 2:
         raise InputError(f"{what} must have shape (n, d), not {found.shape}")
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
-        raise InputError(f"{what}: row {row} is not finite")
     return found
+
+
+def _check_finite(vectors: Floats, what: str) -> None:
+    for rows in _blocks(len(vectors)):
+        finite = np.isfinite(vectors[rows]).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{what}: row {rows.start + int(finite.argmin())} is not finite")
