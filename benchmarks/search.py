@@ -1,10 +1,10 @@
 """How fast is two-stage search, and how exact? Kedge beside FAISS, usearch, hnswlib and NumPy on the same vectors.
 
-    python benchmarks/search.py --sets 50000x512/100 300000x256/1000 1000000x128/1000 --plot docs/images/search-speed.svg
+    python benchmarks/search.py --sets 50000x512/100 300000x256/1000 1000000x128/1000 --plot search.svg
     python benchmarks/search.py --real tiny20=vectors.npz       # arrays: queries, gallery, anchors
 
-A set is pictures x dimensions / classes: unit anchors at random, noise 0.03 a dimension, seeded. Needs `.[bench]`. Prints a
-table in Markdown. Times are the best of --repeats; ratios are to the faster of FAISS Flat and NumPy, of the same kind
+A set is pictures x dimensions / classes: unit anchors at random, noise 0.03 a dimension, seeded. Needs `.[bench]`.
+Prints a table in Markdown. Times are the best of --repeats; ratios are to the faster of FAISS Flat and NumPy, of the same kind
 (one query at a time, or all in a batch). The truth for recall@100 is the exhaustive search in float64.
 """
 
@@ -23,7 +23,6 @@ def parse():
     parser.add_argument("--sets", nargs="*", default=["50000x512/100", "300000x256/1000"])
     parser.add_argument("--real", nargs="*", default=[], help="NAME=FILE.npz with queries, gallery and anchors")
     parser.add_argument("--queries", type=int, default=10_000, help="queries in a batch")
-    parser.add_argument("--singles", type=int, default=300, help="queries asked one at a time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--graphs", action="store_true", help="measure the graph indexes too: minutes to build")
@@ -90,56 +89,69 @@ def faiss_ivf(gallery, anchors, trained):
     return index
 
 
-def engines(gallery, anchors, buckets):
-    """Yield (name, probes, search) of every way to search; a search returns ids, and what it scanned if it says so."""
+def exhaustive_engines(gallery):
     flat = faiss.IndexFlatL2(gallery.shape[1])
     flat.add(gallery)
     yield "FAISS Flat", "", lambda queries: flat.search(queries, K)[1]
-    del flat
     yield "NumPy exhaustive", "", numpy_exhaustive(gallery)
+
+
+def kedge_engines(gallery, anchors, buckets):
     index = kedge.TwoStageIndex(gallery, anchors, buckets)
     index.search(gallery[:1], K, "exact")  # works out its bounds
     for probes in (1, 2, 5, "exact"):
         yield "Kedge", probes, lambda queries, probes=probes: index.search(queries, K, probes)
-    half = kedge.TwoStageIndex(gallery.astype(np.float16), anchors, buckets)
-    yield "Kedge, float16", 1, lambda queries: half.search(queries, K, 1)
-    del index, half
-    for name, trained in (("FAISS IVF, our anchors", False), ("FAISS IVF, k-means", True)):
-        ivf = faiss_ivf(gallery, anchors, trained)
-        for probes in (1, 2, 5):
 
-            def probe(queries, ivf=ivf, probes=probes):
-                ivf.nprobe = probes
-                return ivf.search(queries, K)[1]
 
-            yield name, probes, probe
-        del ivf
+def half_engine(gallery, anchors, buckets):
+    index = kedge.TwoStageIndex(gallery.astype(np.float16), anchors, buckets)
+    yield "Kedge, float16", 1, lambda queries: index.search(queries, K, 1)
+
+
+def ivf_engines(gallery, anchors, name, trained):
+    index = faiss_ivf(gallery, anchors, trained)
+    for probes in (1, 2, 5):
+
+        def probe(queries, probes=probes):
+            index.nprobe = probes
+            return index.search(queries, K)[1]
+
+        yield name, probes, probe
+
+
+def graph_engines(gallery):
+    graph = faiss.IndexHNSWFlat(gallery.shape[1], 16)
+    graph.add(gallery)
+    near = hnswlib.Index("l2", gallery.shape[1])
+    near.init_index(len(gallery), M=16, ef_construction=100)
+    near.set_num_threads(OPTIONS.threads)
+    near.add_items(gallery)
+    for ef in (128, 512):
+
+        def walk(queries, ef=ef):
+            graph.hnsw.efSearch = ef
+            return graph.search(queries, K)[1]
+
+        def ask(queries, ef=ef):
+            near.set_ef(ef)
+            return near.knn_query(queries, K)[0]
+
+        yield "FAISS HNSW", f"ef {ef}", walk
+        yield "hnswlib", f"ef {ef}", ask
+    other = Index(ndim=gallery.shape[1], metric="l2sq", connectivity=16, expansion_search=256)
+    other.add(np.arange(len(gallery)), gallery, threads=OPTIONS.threads)
+    yield "usearch", "ef 256", lambda queries: np.atleast_2d(other.search(queries, K, threads=OPTIONS.threads).keys)
+
+
+def engines(gallery, anchors, buckets):
+    """Yield (name, probes, search) of every way to search: ids, or Kedge's answer, which says what it scanned."""
+    yield from exhaustive_engines(gallery)
+    yield from kedge_engines(gallery, anchors, buckets)
+    yield from half_engine(gallery, anchors, buckets)
+    yield from ivf_engines(gallery, anchors, "FAISS IVF, our anchors", trained=False)
+    yield from ivf_engines(gallery, anchors, "FAISS IVF, k-means", trained=True)
     if OPTIONS.graphs:
-        graph = faiss.IndexHNSWFlat(gallery.shape[1], 16)
-        graph.add(gallery)
-        for ef in (128, 512):
-
-            def walk(queries, graph=graph, ef=ef):
-                graph.hnsw.efSearch = ef
-                return graph.search(queries, K)[1]
-
-            yield "FAISS HNSW", f"ef {ef}", walk
-        del graph
-        near = hnswlib.Index("l2", gallery.shape[1])
-        near.init_index(len(gallery), M=16, ef_construction=100)
-        near.set_num_threads(OPTIONS.threads)
-        near.add_items(gallery)
-        for ef in (128, 512):
-
-            def ask(queries, near=near, ef=ef):
-                near.set_ef(ef)
-                return near.knn_query(queries, K)[0]
-
-            yield "hnswlib", f"ef {ef}", ask
-        del near
-        other = Index(ndim=gallery.shape[1], metric="l2sq", connectivity=16, expansion_search=256)
-        other.add(np.arange(len(gallery)), gallery, threads=OPTIONS.threads)
-        yield "usearch", "ef 256", lambda queries: np.atleast_2d(other.search(queries, K, threads=OPTIONS.threads).keys)
+        yield from graph_engines(gallery)
 
 
 def timed(search, queries, repeats):
@@ -165,27 +177,34 @@ def measure(name, queries, gallery, anchors):
     rows, exhaustive = [], {}
     for engine, probes, search in engines(gallery, anchors, buckets):
         slow = engine in ("FAISS Flat", "NumPy exhaustive")
-        some = queries[checked[:: len(checked) // 50]] if slow else queries[checked]
+        single_queries = queries[checked[::4]] if slow else queries[checked]
+
+        def one_by_one(part, search=search):
+            return [search(part[row : row + 1]) for row in range(len(part))]
+
         repeats = 1 if slow else OPTIONS.repeats
-        single, _ = timed(lambda part, search=search: [search(part[row : row + 1]) for row in range(len(part))], some[: OPTIONS.singles], repeats)
+        single, _ = timed(one_by_one, single_queries, repeats)
         batch, found = timed(search, queries[:: max(1, len(queries) // 1000)] if slow else queries, repeats)
         looked = search(queries[checked])
-        ids = np.asarray(getattr(looked, "ids", looked))
-        recall = np.mean([len(set(row) & set(right)) / K for row, right in zip(ids.tolist(), truth.tolist(), strict=True)])
-        shares = getattr(found, "scanned", None)
-        shares = (1.0, 1.0) if slow else None if shares is None else (shares.mean() / len(gallery), shares.max() / len(gallery))
+        ids = np.asarray(getattr(looked, "ids", looked)).tolist()
+        recall = np.mean([len(set(row) & set(right)) / K for row, right in zip(ids, truth.tolist(), strict=True)])
+        scanned = getattr(found, "scanned", None)
+        shares = "" if scanned is None else f"{scanned.mean() / len(gallery):.2%}, {scanned.max() / len(gallery):.2%}"
         if slow:
-            for kind, seconds in (("single", single), ("batch", batch)):
-                exhaustive[kind] = min(seconds, exhaustive.get(kind, np.inf))
+            exhaustive["single"] = min(single, exhaustive.get("single", np.inf))
+            exhaustive["batch"] = min(batch, exhaustive.get("batch", np.inf))
         rows.append((engine, probes, recall, single, batch, shares))
-    print(f"\n**{name}**: {len(gallery):,} x {gallery.shape[1]}, {len(anchors)} anchors, {len(queries):,} queries in a batch; the query's own bucket is {own:.2%} of the gallery.\n")
-    print("| engine | probes | recall@100 | one query, µs | x exhaustive | in a batch, µs | x exhaustive | scanned: mean, worst query |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"\n**{name}**: {len(gallery):,} x {gallery.shape[1]}, {len(anchors)} anchors, {len(queries):,} queries in a "
+        f"batch; the query's own bucket is {own:.2%} of the gallery.\n"
+    )
+    columns = ["engine", "probes", "recall@100", "one query, µs", "x exhaustive", "in a batch, µs", "x exhaustive"]
+    print("| " + " | ".join([*columns, "scanned: mean, worst"]) + " |")
+    print("|---" * 8 + "|")
     for engine, probes, recall, single, batch, shares in rows:
-        shown = "" if shares is None else f"{shares[0]:.2%}, {shares[1]:.2%}"
         print(
             f"| {engine} | {probes} | {recall:.4f} | {1e6 * single:,.0f} | {exhaustive['single'] / single:.1f} "
-            f"| {1e6 * batch:,.1f} | {exhaustive['batch'] / batch:.1f} | {shown} |",
+            f"| {1e6 * batch:,.1f} | {exhaustive['batch'] / batch:.1f} | {shares} |",
             flush=True,
         )
     return rows
@@ -214,7 +233,8 @@ def main():
     for said in OPTIONS.real:
         name, _, path = said.partition("=")
         stored = np.load(path)
-        measured[name] = measure(name, *(np.ascontiguousarray(stored[part], dtype=np.float32) for part in ("queries", "gallery", "anchors")))
+        parts = [np.ascontiguousarray(stored[part], dtype=np.float32) for part in ("queries", "gallery", "anchors")]
+        measured[name] = measure(name, *parts)
     if OPTIONS.plot:
         plot(measured, OPTIONS.plot)
 
