@@ -4,7 +4,7 @@
     python benchmarks/search.py --real tiny20=vectors.npz       # arrays: queries, gallery, anchors
 
 A set is pictures x dimensions / classes: unit anchors at random, noise 0.03 a dimension, seeded. Needs `.[bench]`.
-Prints a table in Markdown. Times are the best of --repeats; ratios are to the faster of FAISS Flat and NumPy, of the same kind
+Prints a table in Markdown. Times are the best of --repeats; ratios are to the faster of FAISS Flat and NumPy, in kind
 (one query at a time, or all in a batch). The truth for recall@100 is the exhaustive search in float64.
 """
 
