@@ -506,3 +506,43 @@ def test_what_others_commit_is_seen(gallery, photos):
         other.compact()
         assert len(gallery.search(query).hits) == 8
         assert {hit.label for hit in gallery.search(query, where="label <> 'red'").hits} == {"green"}
+
+
+def test_a_query_far_from_every_anchor_is_not_known(tmp_path, model, gallery):
+    picture(tmp_path / "red.png", 0, 1)
+    gallery.add(tmp_path / "red.png")
+    anchors = gallery.model.search_anchors.vectors
+    near, far = anchors[0], unit_length(-anchors.sum(axis=0, keepdims=True))[0]
+    (without,) = gallery.search_vectors(near[None])
+    assert (without.known, without.percentile) == (None, None)
+    card = model.card.model_copy(update={"anchor_distances": tuple(np.linspace(0, 0.5, 101).tolist())})
+    calibrated = tmp_path / "calibrated"
+    shutil.copytree(model.folder, calibrated)
+    (calibrated / "kedge.json").write_text(card.model_dump_json())
+    with Gallery.create(tmp_path / "second", calibrated) as second:
+        found = second.search_vectors(np.stack([near, far]))  # also without a picture to be found
+        assert [(one.known, one.percentile) for one in found] == [(True, 0.0), (False, 100.0)]
+
+
+def test_hits_beyond_the_largest_distance_are_left_out(gallery):
+    vectors = gallery.model.search_anchors.vectors
+    gallery.add_vectors(vectors, ids=["a", "b", "c"])
+    (every,) = gallery.search_vectors(vectors[:1], 3)
+    limit = every.hits[1].distance
+    (some,) = gallery.search_vectors(vectors[:1], 3, max_distance=limit)
+    assert [hit.id for hit in some.hits] == [hit.id for hit in every.hits[:2]]
+    (one,) = gallery.search_vectors(vectors[:1], 3, max_distance=0)
+    assert [hit.id for hit in one.hits] == ["a"]
+    for wrong in (-1, float("nan")):
+        with pytest.raises(InputError, match="largest distance"):
+            gallery.search_vectors(vectors[:1], 3, max_distance=wrong)
+
+
+def test_half_precision_finds_the_same_pictures(gallery):
+    random_vectors = unit_length(np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32))
+    gallery.add_vectors(random_vectors)
+    whole = gallery.search_vectors(random_vectors[:20], 10, "exact")
+    with Gallery.open(gallery.folder, half=True) as half:
+        found = half.search_vectors(random_vectors[:20], 10, "exact")
+    shared = [len({hit.id for hit in a.hits} & {hit.id for hit in b.hits}) for a, b in zip(whole, found, strict=True)]
+    assert np.mean(shared) > 9.8

@@ -21,7 +21,9 @@ LAYERS = [
     {"sources", "vectors"},
     {"search", "encoder", "datasets", "losses", "network", "augmentation"},
     {"filing"},
-    {"anchors", "picture", "metrics", "model", "config", "progress"},
+    {"model"},
+    {"calibration"},
+    {"anchors", "picture", "metrics", "config", "progress"},
     {"errors"},
 ]
 WITH_TORCH = {"demo", "training", "training_loop", "defaults", "export", "losses", "network", "augmentation"}

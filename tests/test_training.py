@@ -58,6 +58,14 @@ def test_model_folder_is_whole_and_readable(trained):
     assert {"loss", "attractor", "repeller", "norm_floor", "auxiliary", "validation_map"} <= set(lines[0])
 
 
+def test_held_out_pictures_calibrate_what_is_known(trained, photos):
+    validation = kedge.load_dataset(photos, membership=trained.splits()).validation.decode(32)
+    vectors = Encoder(trained).encode(validation.pixels)
+    distances = np.linalg.norm(vectors[:, None] - trained.search_anchors.vectors[None], axis=2).min(axis=1)
+    assert trained.card.anchor_distances[0] == pytest.approx(distances.min(), abs=1e-4)
+    assert trained.card.anchor_distances[-1] == pytest.approx(distances.max(), abs=1e-4)
+
+
 def test_membership_covers_every_picture_once(trained, photos):
     splits = trained.splits()
     dataset = kedge.load_dataset(photos)

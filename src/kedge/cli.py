@@ -193,15 +193,19 @@ def search(
     exact: Annotated[bool, typer.Option("--exact", help="Find what exhaustive search would find.")] = False,
     order: Annotated[str, typer.Option(help="distance, or bucket: the nearest anchor's pictures first.")] = "distance",
     where: Annotated[str | None, typer.Option(help="An SQL condition on the hits.")] = None,
+    max_distance: Annotated[float | None, typer.Option(help="Leave out hits farther than this.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Hold vectors in half precision: half the memory.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a contact sheet of the results.")] = None,
     json_: Json = False,
 ) -> None:
     """Find the pictures that show the same thing, best first."""
     if exact and probes is not None:
         raise InputError("--probes and --exact exclude each other: give one of them")
-    with kedge.Gallery.open(gallery) as opened:
+    with kedge.Gallery.open(gallery, half=half) as opened:
         chosen: int | Literal["exact"] = "exact" if exact else 1 if probes is None else probes
-        results = opened.search_many(pictures, k, chosen, order=cast("Order", order), where=where)
+        results = opened.search_many(
+            pictures, k, chosen, order=cast("Order", order), where=where, max_distance=max_distance
+        )
         if html:
             _write_contact_sheet(opened, pictures, results, html)
     for result in results:
@@ -209,6 +213,10 @@ def search(
             print(json.dumps(asdict(result)))
             continue
         print(f"{result.query}  probed {', '.join(result.probed)}  looked at {result.scanned_share:.1%}")
+        if result.known is False:
+            print(
+                f"      perhaps of no known class: {result.percentile:.0f} % of known pictures lie nearer to an anchor"
+            )
         for hit in result.hits:
             print(f"{hit.rank:>4}  {hit.distance:<9.4g} {hit.label or '-':<16} {hit.path}")
     if html and not json_:

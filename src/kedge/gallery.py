@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kedge.calibration import nearest_anchor_distances
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, ModelError, WorkError
 from kedge.intake import AddReport, FileBy, Intake, Progress
@@ -55,13 +56,17 @@ class Hit:
 class SearchResult:
     """What one query found, best first; `probed` names the anchors looked under, nearest first.
 
-    `scanned_share` is the share of the gallery's pictures that the query was compared with.
+    `scanned_share` is the share of the gallery's pictures that the query was compared with. `percentile` says how many
+    percent of the model's held-out pictures lie nearer to an anchor than the query does; `known` is False when it lies
+    farther than 95 % of them, as pictures of other classes tend to. Both are None for a model without such pictures.
     """
 
     query: str
     hits: tuple[Hit, ...]
     probed: tuple[str, ...]
     scanned_share: float
+    known: bool | None = None
+    percentile: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,13 +250,15 @@ class Gallery:
         *,
         order: Order = "distance",
         where: str | None = None,
+        max_distance: float | None = None,
     ) -> SearchResult:
         """Return the k pictures nearest to a picture, best first.
 
         The pictures filed under the `probes` nearest anchors are compared with it, and those under the next anchors
-        until there are k; "exact" finds the k nearest of all. `where` is an SQL filter such as "label = 'cat'".
+        until there are k; "exact" finds the k nearest of all. `where` is an SQL filter such as "label = 'cat'". Hits
+        farther than `max_distance` are left out.
         """
-        return self.search_many([picture], k, probes, order=order, where=where)[0]
+        return self.search_many([picture], k, probes, order=order, where=where, max_distance=max_distance)[0]
 
     def search_many(
         self,
@@ -261,13 +268,14 @@ class Gallery:
         *,
         order: Order = "distance",
         where: str | None = None,
+        max_distance: float | None = None,
     ) -> list[SearchResult]:
         """Search with each of several pictures, which is faster than one by one."""
-        check_search(k, probes, order)
+        check_search(k, probes, order, max_distance)
         read = [read_query(picture, self.encoder.image_size) for picture in pictures]
         queries = self.encoder.encode_pictures([image for _, image in read])
         names = [name or f"picture {row + 1}" for row, (name, _) in enumerate(read)]
-        return self.search_vectors(queries, k, probes, order=order, where=where, names=names)
+        return self.search_vectors(queries, k, probes, order=order, where=where, max_distance=max_distance, names=names)
 
     def search_vectors(
         self,
@@ -277,27 +285,41 @@ class Gallery:
         *,
         order: Order = "distance",
         where: str | None = None,
+        max_distance: float | None = None,
         names: Sequence[str] | None = None,
     ) -> list[SearchResult]:
         """Search with ready-made embeddings, shape (queries, dim), as the gallery's model makes them."""
-        check_search(k, probes, order)
+        check_search(k, probes, order, max_distance)
         vectors = check_vectors(queries, self.model)
         names = names or [f"vector {row + 1}" for row in range(len(vectors))]
         loaded, allowed = self._loaded_for(where)
+        doubts = self._doubts(vectors)
         if len(loaded.said) == 0 or len(vectors) == 0 or (allowed is not None and not allowed.any()):
-            return [SearchResult(name, (), (), 0.0) for name in names]
+            return [SearchResult(name, (), (), 0.0, *doubt) for name, doubt in zip(names, doubts, strict=True)]
         found = loaded.index.search(vectors, k, probes, allowed=allowed, fill=True, order=order)
         results = []
         for row, name in enumerate(names):
-            ids, distances = found.ids[row], found.distances[row]
-            said = loaded.said.take(ids[ids >= 0]).to_pylist()
+            there = (found.ids[row] >= 0) & (found.distances[row] <= (np.inf if max_distance is None else max_distance))
+            ids, distances = found.ids[row][there], found.distances[row][there]
             hits = tuple(
                 Hit(rank, told["id"], told["path"], told["label"], float(distance), told["anchor"])
-                for rank, (told, distance) in enumerate(zip(said, distances[ids >= 0], strict=True), start=1)
+                for rank, (told, distance) in enumerate(
+                    zip(loaded.said.take(ids).to_pylist(), distances, strict=True), start=1
+                )
             )
             probed = tuple(self._anchors.names[anchor] for anchor in found.probed[row])
-            results.append(SearchResult(name, hits, probed, float(found.scanned[row]) / len(loaded.said)))
+            share = float(found.scanned[row]) / len(loaded.said)
+            results.append(SearchResult(name, hits, probed, share, *doubts[row]))
         return results
+
+    def _doubts(self, vectors: npt.NDArray[np.float32]) -> list[tuple[bool | None, float | None]]:
+        """Return (known, percentile) of each query."""
+        calibration = self.model.calibration
+        if calibration is None:
+            return [(None, None)] * len(vectors)
+        distances = nearest_anchor_distances(vectors, self._anchors.vectors)
+        known, percentiles = calibration.known(distances), calibration.percentiles(distances)
+        return list(zip(known.tolist(), percentiles.tolist(), strict=True))
 
     def count(self, where: str | None = None) -> int:
         """Return the number of pictures, or of those that match an SQL filter."""

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kedge.anchors import Anchors
+from kedge.calibration import Calibration
 from kedge.errors import ModelError
 
 __all__ = ["FORMAT_VERSION", "Distance", "Model", "ModelCard", "Preprocessing"]
@@ -63,6 +64,8 @@ class ModelCard(_Closed):
     """The resolved training settings, and the name and counts of the data set."""
     scores: dict[str, Any] = Field(default_factory=dict)
     """What it scored: keys say the split and the figure."""
+    anchor_distances: tuple[float, ...] | None = Field(None, min_length=101, max_length=101)
+    """Quantiles of the distance from a held-out picture to its nearest anchor: see `Calibration`."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ class Model:
     def search_anchors(self) -> Anchors:
         """The anchors as pictures are filed under them: unit length when the model's distance is cosine."""
         return self.anchors.unit() if self.card.distance == "cosine" else self.anchors
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What tells known classes from unknown ones; None for a model without held-out pictures."""
+        return Calibration(self.card.anchor_distances) if self.card.anchor_distances else None
 
     def info(self) -> dict[str, Any]:
         """Return what the model is: classes, dimensions, how it was trained and what it scored."""

@@ -17,7 +17,7 @@ Order = Literal["distance", "bucket"]
 Query = str | Path | bytes | Image.Image
 
 
-def check_search(k: int, probes: Probes, order: Order) -> None:
+def check_search(k: int, probes: Probes, order: Order, max_distance: float | None = None) -> None:
     """Raise InputError for a search that cannot be done."""
     if not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"k is the number of pictures wanted, 1 or more, not {k!r}")
@@ -25,6 +25,8 @@ def check_search(k: int, probes: Probes, order: Order) -> None:
         raise InputError(f"probes is a number of anchors, 1 or more, or 'exact', not {probes!r}")
     if order not in ("distance", "bucket"):
         raise InputError(f"order is 'distance' or 'bucket', not {order!r}")
+    if max_distance is not None and not max_distance >= 0:
+        raise InputError(f"the largest distance is a number from 0, not {max_distance!r}")
 
 
 def read_query(picture: Query, size: int) -> tuple[str, Image.Image]:

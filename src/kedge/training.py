@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
+from kedge.calibration import Calibration
 from kedge.config import TrainingConfig
 from kedge.datasets import Dataset, Split, load_dataset
 from kedge.defaults import resolve
@@ -87,6 +88,7 @@ def train(
     encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
     distance, scores = _choose_distance(resolved, recipe, held_out, encoded)
     anchors = _anchors(dataset.classes, loss, recipe, resolved, encoded, distance)
+    calibration = _calibrate(held_out, anchors, distance)
     export_encoder(stored, stage, resolved.image_size or 0)
     _write_splits(stage, dataset)
     if (partial / METRICS).is_file():
@@ -101,6 +103,7 @@ def train(
         preprocessing=Preprocessing(image_size=resolved.image_size or 0),
         trained=trained,
         scores=scores,
+        anchor_distances=calibration.quantiles if calibration else None,
     )
     write_card(stage, card, anchors)
     _say("evaluating on the test pictures", quiet or not len(dataset.test))
@@ -237,6 +240,16 @@ def _anchors(
     return Anchors.from_means(
         classes, unit_length(vectors) if distance == "cosine" else vectors, training.labels.numpy()
     )
+
+
+def _calibrate(held_out: LabelledBatches, anchors: Anchors, distance: Distance) -> Calibration | None:
+    """Return how far held-out pictures lie from their nearest anchors, in the space that is searched."""
+    if not len(held_out):
+        return None
+    vectors = held_out.inputs.numpy()
+    if distance == "cosine":
+        return Calibration.fit(unit_length(vectors), anchors.unit().vectors)
+    return Calibration.fit(vectors, anchors.vectors)
 
 
 def _write_splits(folder: Path, dataset: Dataset) -> None:

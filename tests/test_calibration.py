@@ -1,0 +1,38 @@
+"""Calibration against counts by hand and against a slow loop."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kedge.calibration import KNOWN_SHARE, Calibration, nearest_anchor_distances
+
+
+def on_a_line(distances):
+    """Vectors at these distances from an anchor at 0; the other anchor is far."""
+    vectors = np.zeros((len(distances), 2), dtype=np.float32)
+    vectors[:, 0] = distances
+    return vectors, np.array([[0, 0], [1000, 0]], dtype=np.float32)
+
+
+def test_by_hand():
+    calibration = Calibration.fit(*on_a_line(np.arange(101)))
+    assert calibration.quantiles == tuple(range(101))
+    assert calibration.percentiles(np.array([0, 0.5, 50, 99.5, 100, 400])).tolist() == [0, 1, 50, 100, 100, 100]
+    assert calibration.known(np.array([0, 95, 95.1, 400])).tolist() == [True, True, False, False]
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 300))
+def test_the_promised_share_of_held_out_pictures_is_known(seed, count):
+    random = np.random.default_rng(seed)
+    vectors, anchors = random.normal(size=(count, 4)).astype(np.float32), random.normal(size=(3, 4)).astype(np.float32)
+    distances = [min(float(np.linalg.norm(vector - anchor)) for anchor in anchors) for vector in vectors]
+    assert nearest_anchor_distances(vectors, anchors) == pytest.approx(distances, rel=1e-5)
+    calibration = Calibration.fit(vectors, anchors)
+    known = calibration.known(nearest_anchor_distances(vectors, anchors))
+    assert known.mean() >= KNOWN_SHARE
+    assert known.sum() <= np.ceil(KNOWN_SHARE * (count - 1)) + 1
+
+
+def test_nothing_held_out_calibrates_nothing():
+    assert Calibration.fit(*on_a_line([])) is None
