@@ -18,7 +18,7 @@ LAYERS = [
     {"gallery", "evaluation"},
     {"intake", "queries"},
     {"pictures_table"},
-    {"sources", "vectors"},
+    {"sources", "vectors", "checksums"},
     {"search", "encoder", "datasets", "losses", "network", "augmentation"},
     {"filing"},
     {"model"},

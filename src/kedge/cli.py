@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 import kedge
-from kedge.errors import InputError, KedgeError
+from kedge.errors import InputError, KedgeError, WorkError
 
 if TYPE_CHECKING:
     from kedge.intake import FileBy
@@ -221,6 +221,52 @@ def search(
             print(f"{hit.rank:>4}  {hit.distance:<9.4g} {hit.label or '-':<16} {hit.path}")
     if html and not json_:
         print(f"page    {html}")
+
+
+@app.command()
+def compact(gallery: Annotated[Path, typer.Argument(help="A gallery folder.")], json_: Json = False) -> None:
+    """Give back the space of removed pictures, and drop older versions; while nobody else uses the gallery."""
+    with kedge.Gallery.open(gallery) as opened:
+        before, after = opened.compact()
+    said = f"{before / 1e6:.1f} MB before, {after / 1e6:.1f} MB now"
+    print(json.dumps({"bytes_before": before, "bytes_after": after}) if json_ else said)
+
+
+@app.command()
+def check(gallery: Annotated[Path, typer.Argument(help="A gallery folder.")], json_: Json = False) -> None:
+    """Compare a gallery's files with the checksums they were written with; exit code 1 when one differs."""
+    with kedge.Gallery.open(gallery) as opened:
+        damages = opened.check()
+        pictures = opened.count()
+    if json_:
+        print(json.dumps({"pictures": pictures, "damaged": [asdict(damage) for damage in damages]}))
+    else:
+        print("\n".join(f"{damage.path} {damage.reason}" for damage in damages) or f"{pictures} pictures, all whole")
+    if damages:
+        raise WorkError(f"{gallery} is damaged: put the files back from a backup, or restore a version without them")
+
+
+@app.command()
+def versions(gallery: Annotated[Path, typer.Argument(help="A gallery folder.")], json_: Json = False) -> None:
+    """List the states that a gallery can go back to."""
+    with kedge.Gallery.open(gallery) as opened:
+        kept = opened.versions()
+    for version in kept:
+        said = {**asdict(version), "written_at": version.written_at.isoformat(timespec="seconds")}
+        print(json.dumps(said) if json_ else f"{version.number:>6}  {said['written_at']}  {version.pictures} pictures")
+
+
+@app.command()
+def restore(
+    gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
+    version: Annotated[int, typer.Argument(help="A number that `kedge versions` lists.")],
+    json_: Json = False,
+) -> None:
+    """Go back to an older version of a gallery; what came after it is kept as versions too."""
+    with kedge.Gallery.open(gallery) as opened:
+        opened.restore(version)
+        pictures = opened.count()
+    print(json.dumps({"restored": version, "pictures": pictures}) if json_ else f"restored, {pictures} pictures")
 
 
 @app.command()

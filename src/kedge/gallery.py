@@ -3,6 +3,7 @@
     gallery.json      format version and the fingerprint of the model
     model/            a copy of the model that embeds and files its pictures
     pictures.lance    one row a picture: see `PicturesTable`
+    checksums.txt     what each file held when it was written: see `Checksums`
 
 A gallery is whole or absent: it is made beside its place and renamed. Every write to the table is one commit. The index
 that answers queries is derived from the table when it is first needed, and again when the table has changed, also by
@@ -24,11 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kedge.calibration import nearest_anchor_distances
+from kedge.checksums import Checksums, Damage
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, ModelError, WorkError
 from kedge.intake import AddReport, FileBy, Intake, Progress
 from kedge.model import Model
-from kedge.pictures_table import PicturesTable, is_lost
+from kedge.pictures_table import PicturesTable, Version, is_lost
 from kedge.queries import Order, Probes, Query, check_search, read_query
 from kedge.search import TwoStageIndex
 from kedge.sources import Labels, list_sources
@@ -88,6 +90,7 @@ class Gallery:
     def __init__(self, folder: Path, model: Model, table: PicturesTable, *, half: bool = False) -> None:
         self.folder, self.model = folder, model
         self._table, self._half = table, half
+        self._checksums = Checksums(folder)
         self._anchors = model.search_anchors
         self._encoder: Encoder | None = None
         self._loaded: _Loaded | None = None
@@ -106,6 +109,7 @@ class Gallery:
             PicturesTable.create(partial / TABLE, model.card.dim)
             card = {"format_version": FORMAT_VERSION, "model": model.fingerprint}
             (partial / CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+            cls(partial, model, PicturesTable.open(partial / TABLE))._sum()
             # Where somebody else made a gallery of that name meanwhile, this fails: their folder is not empty.
             partial.rename(folder)
         except OSError as error:
@@ -196,7 +200,10 @@ class Gallery:
         report = AddReport()
         for given in ready:
             report += intake.add_vectors(given)
-        return report + intake.add_pictures(sources, self.encoder) if sources else report
+        if sources:
+            report += intake.add_pictures(sources, self.encoder)
+        self._sum()
+        return report
 
     def add_vectors(
         self,
@@ -217,16 +224,21 @@ class Gallery:
         """
         given = ready_made(embeddings, self.model, ids=ids, paths=paths, labels=labels, metadata=metadata)
         self._table.refresh()
-        return Intake(self._table, self._anchors, file_by=file_by, progress=progress).add_vectors(given)
+        report = Intake(self._table, self._anchors, file_by=file_by, progress=progress).add_vectors(given)
+        self._sum()
+        return report
 
     def remove(self, ids: Sequence[str] | None = None, *, where: str | None = None) -> int:
         """Remove pictures by id, or those that match an SQL filter; return how many that were."""
         if (ids is None) == (where is None):
             raise InputError("give either ids or a filter of what to remove")
         self._table.refresh()
-        if where is not None:
-            return self._table.delete(where)
-        wanted = [ids] if isinstance(ids, str) else list(ids or ())
+        removed = self._table.delete(where) if where is not None else self._remove_ids(ids or ())
+        self._sum()
+        return removed
+
+    def _remove_ids(self, ids: Sequence[str]) -> int:
+        wanted = [ids] if isinstance(ids, str) else list(ids)
         known = set(self._table.find("id", wanted, ("id",))["id"].to_pylist())
         unknown = [name for name in wanted if name not in known]
         if unknown:
@@ -236,9 +248,69 @@ class Gallery:
             )
         return self._table.delete(pc.field("id").isin(wanted)) if wanted else 0
 
-    def compact(self) -> None:
-        """Give back the space of removed pictures and older versions; do it while nobody else uses the gallery."""
+    def compact(self) -> tuple[int, int]:
+        """Give back the space of removed pictures and drop older versions; return the bytes on disk before and after.
+
+        Do it while nobody else uses the gallery.
+        """
+        before = self._bytes()
         self._table.compact()
+        self._checksums.record(self._files())
+        self._checksums.keep(self._files())
+        return before, self._bytes()
+
+    def versions(self) -> list[Version]:
+        """Return the states that can be gone back to, oldest first: those of the last day, until it is compacted."""
+        self._table.refresh()
+        return self._table.versions()
+
+    def restore(self, version: int) -> None:
+        """Go back to an older version, as a new one: what came after it can be gone back to as well."""
+        self._table.refresh()
+        self._table.restore(version)
+        self._sum()
+
+    def check(self) -> list[Damage]:
+        """Return what is wrong with the gallery's files: each is compared with the checksum it was written with.
+
+        The rows are read as well: embeddings must be finite, anchors those of the model.
+        """
+        self._table.refresh()
+        damages = self._checksums.verify(self._files())
+        if not damages:
+            damages = self._check_rows()
+            self._checksums.record(self._files())
+        return damages
+
+    def _check_rows(self) -> list[Damage]:
+        table = f"{TABLE}/data"
+        try:
+            strange = set(self._table.read(["anchor"])["anchor"].unique().to_pylist()) - set(self._anchors.names)
+            if strange:
+                return [Damage(table, f"pictures are filed under anchors that the model lacks: {sorted(strange)[:5]}")]
+            for vectors in self._table.embeddings():
+                if not np.isfinite(vectors).all():
+                    return [Damage(table, "an embedding is not finite")]
+        except WorkError as error:
+            return [Damage(table, str(error))]
+        return []
+
+    def _files(self) -> list[str]:
+        """The files that the gallery is made of now, but for the checksums."""
+        model = sorted(
+            str(path.relative_to(self.folder)) for path in (self.folder / MODEL).rglob("*") if path.is_file()
+        )
+        return [CARD, *model, *(f"{TABLE}/{path}" for path in self._table.files())]
+
+    def _sum(self) -> None:
+        """Take the checksums of files that a commit has made."""
+        try:
+            self._checksums.record(self._files())
+        except OSError as error:
+            raise WorkError(f"the pictures are stored, their checksums are not ({error}): run `kedge check`") from error
+
+    def _bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     # Reading
 

@@ -7,7 +7,8 @@ no writer about the others; writers of the same picture are kept apart by the ma
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from lance.commit import CommitConflictError
 
 from kedge.errors import GalleryError, InputError, WorkError, nearest_name
 
-__all__ = ["METADATA_TYPES", "PicturesTable"]
+__all__ = ["METADATA_TYPES", "PicturesTable", "Version"]
 
 METADATA_TYPES = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
 
@@ -29,8 +30,8 @@ _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 _RETRIES, _PATIENCE = 100, timedelta(minutes=5)
 # Small fragments are made into bigger ones a tier at a time, so that a picture is rewritten twice, not at every add.
 _TIERS, _MANY = (1024, 65536), 32
-# Readers and writers of other processes hold on to older versions for as long as one search or commit takes.
-_GRACE = timedelta(minutes=10)
+# Older versions stay for so long, to go back to; readers and writers of other processes need them for seconds.
+_KEPT = timedelta(days=1)
 _LOST = re.compile(r"not found", re.IGNORECASE)
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -62,6 +63,15 @@ def _schema(dim: int) -> pa.Schema:
 
 
 OWN_COLUMNS = tuple(_schema(1).names)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A state of the table that can be gone back to."""
+
+    number: int
+    written_at: datetime
+    pictures: int
 
 
 class PicturesTable:
@@ -97,6 +107,31 @@ class PicturesTable:
     def fragments(self) -> int:
         """Number of files that the rows are spread over."""
         return len(self._dataset.get_fragments())
+
+    def files(self) -> list[str]:
+        """Return the files that the open version is made of, by path within the table's folder."""
+        found = [f"_versions/{2**64 - 1 - self.version:020d}.manifest"]
+        for fragment in self._dataset.get_fragments():
+            found += [f"data/{file.path}" for file in fragment.data_files()]
+            removed = fragment.deletion_file()
+            found += [removed] if removed else []
+        return found
+
+    def versions(self) -> list[Version]:
+        """Return the versions that are kept, oldest first."""
+        return [
+            Version(version["version"], version["timestamp"], int(version["metadata"]["total_rows"]))
+            for version in self._dataset.versions()
+        ]
+
+    def restore(self, version: int) -> None:
+        """Make an older version the newest again, in one commit."""
+        kept = [there.number for there in self.versions()]
+        if version not in kept:
+            raise InputError(f"no version {version} is kept, there are {kept[0]} to {kept[-1]}: see `kedge versions`")
+        with _writing("the version cannot be restored"):
+            self._dataset.checkout_version(version).restore()
+        self.refresh()
 
     @property
     def metadata_columns(self) -> dict[str, pa.DataType]:
@@ -205,7 +240,7 @@ class PicturesTable:
                 sizes = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
                 if sum(size < rows for size in sizes) > _MANY:
                     self._dataset.optimize.compact_files(target_rows_per_fragment=rows)
-                    self._dataset.cleanup_old_versions(older_than=_GRACE)
+                    self._dataset.cleanup_old_versions(older_than=_KEPT)
         except _FAILURES:
             self.refresh()
 

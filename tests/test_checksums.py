@@ -1,0 +1,107 @@
+"""Checksums: a changed byte is found in whatever file it lies, a torn or lost line does no harm."""
+
+import os
+
+import pytest
+
+from kedge.checksums import FILE, Checksums
+from kedge.errors import GalleryError, InputError
+from kedge.gallery import Gallery
+from tests.models import make_model
+from tests.pictures import draw_classes
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A gallery with several data files and a deletion file."""
+    folder = tmp_path_factory.mktemp("checked")
+    draw_classes(folder / "photos", ["red", "green", "blue"], each=4, size=16, seed=0)
+    with Gallery.create(folder / "gallery", make_model(folder / "model")) as gallery:
+        for label in ("red", "green", "blue"):
+            gallery.add(folder / "photos" / label)
+        gallery.remove([gallery.search(folder / "photos" / "green" / "0000.png", 1).hits[0].id])
+    return folder / "gallery"
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def test_a_whole_gallery_has_no_damage(filled):
+    with Gallery.open(filled) as gallery:
+        assert gallery.check() == []
+        parts = {path.split("/")[1] if path.startswith("pictures") else path for path in gallery._files()}
+        assert {"data", "_versions", "_deletions", "gallery.json", "model/encoder.onnx"} <= parts
+
+
+@pytest.mark.parametrize("at", [0, 137, -1, -200])
+def test_a_flipped_byte_is_named_wherever_it_lies(filled, at):
+    with Gallery.open(filled) as gallery:
+        files = gallery._files()
+    for name in files:
+        path = filled / name
+        whole = path.read_bytes()
+        flip(path, at)
+        try:
+            with Gallery.open(filled) as gallery:
+                found = {damage.path: damage.reason for damage in gallery.check()}
+            assert found[name] == "holds other bytes than were written"
+        except GalleryError:
+            assert not name.startswith("pictures.lance/data"), "data can be damaged without keeping the gallery shut"
+        finally:
+            path.write_bytes(whole)
+
+
+def test_missing_and_shortened_files_are_named(filled):
+    with Gallery.open(filled) as gallery:
+        name = next(name for name in gallery._files() if "/data/" in name)
+        path, whole = filled / name, (filled / name).read_bytes()
+        path.write_bytes(whole[:-3])
+        assert gallery.check()[0].reason == f"has {len(whole) - 3} bytes, {len(whole)} were written"
+        path.unlink()
+        assert gallery.check()[0].reason == "is missing"
+        path.write_bytes(whole)
+
+
+def test_a_torn_line_is_not_believed_and_hides_no_other(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    Checksums(tmp_path).record(["a"])
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b"\n0000")  # a kill came here
+    again = Checksums(tmp_path)
+    assert again.record(["a", "b", "gone"]) == 1
+    assert Checksums(tmp_path).verify(["a", "b"]) == []
+    flip(tmp_path / "b", 0)
+    assert Checksums(tmp_path).record(["b"]) == 0  # what is damaged is not summed again
+    assert [damage.path for damage in Checksums(tmp_path).verify(["a", "b"])] == ["b"]
+    os.truncate(tmp_path / FILE, 0)
+    assert Checksums(tmp_path).verify(["a", "b"]) == []  # without sums nothing is known to be wrong
+    Checksums(tmp_path).record(["a", "b"])
+    Checksums(tmp_path).keep(["a"])
+    assert (tmp_path / FILE).read_text().split()[-1] == "a"
+
+
+def test_versions_are_listed_and_gone_back_to(tmp_path):
+    draw_classes(tmp_path / "photos", ["red", "green"], each=3, size=16, seed=1)
+    with Gallery.create(tmp_path / "gallery", make_model(tmp_path / "model")) as gallery:
+        gallery.add(tmp_path / "photos" / "red")
+        gallery.add(tmp_path / "photos" / "green")
+        full = gallery.versions()[-1]
+        assert full.pictures == gallery.count() == 6
+        gallery.remove(where="label = 'red'")
+        assert [version.pictures for version in gallery.versions()][-2:] == [6, 3]
+        gallery.restore(full.number)
+        assert gallery.count() == 6
+        assert len(gallery.search(tmp_path / "photos" / "red" / "0000.png").hits) == 6
+        assert gallery.check() == []
+        with pytest.raises(InputError, match="no version 99 is kept"):
+            gallery.restore(99)
+        gallery.remove(where="label = 'red'")
+        before, after = gallery.compact()
+        assert after < before
+        assert gallery.count() == 3
+        assert len(gallery.versions()) == 1
+        assert gallery.check() == []
