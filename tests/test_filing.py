@@ -1,5 +1,7 @@
 """Filing against the formulas, one picture and one anchor at a time in float64."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,11 @@ def test_rho_and_gap_are_what_their_formulas_say(seed, count, classes, labelled)
             for other in range(classes)
             if other != own
         ]
-        assert filing.gap[row] == pytest.approx(min(gaps, default=np.inf), rel=1e-4, abs=1e-5)
+        least = min(gaps, default=np.inf)
+        # Never too large; too small by no more than rounding in float32 explains.
+        assert filing.gap[row] <= least + 1e-7 * abs(least) if gaps else filing.gap[row] == np.inf
+        slack = 1e-4 * max(distances) ** 2 / min((np.linalg.norm(a - b) for a, b in combinations(points, 2)), default=1)
+        assert filing.gap[row] >= least - slack or not gaps
 
 
 def test_by_hand():
@@ -38,9 +44,8 @@ def test_by_hand():
     # The plane between them stands at 1: the first lies 1 before it, the second 2 beyond. Equal anchors have no plane.
     assert filing.gap == pytest.approx([1, 2], rel=1e-4)
     assert (filing.gap <= [1, 2]).all()
-    assert file_vectors(
-        np.asarray([[0.0, 0.0]]), anchors.vectors, labelled_buckets(["right"], anchors)
-    ).gap.tolist() == [-1]
+    labelled = file_vectors(np.asarray([[0.0, 0.0]]), anchors.vectors, labelled_buckets(["right"], anchors))
+    assert labelled.gap == pytest.approx([-1], rel=1e-4)
 
 
 def test_labels_without_an_anchor_are_named():

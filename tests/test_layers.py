@@ -18,7 +18,7 @@ LAYERS = [
     {"gallery", "evaluation"},
     {"intake", "queries"},
     {"pictures_table"},
-    {"sources", "vectors", "checksums"},
+    {"sources", "vectors", "checksums", "duplicates", "export_gallery"},
     {"search", "encoder", "datasets", "losses", "network", "augmentation"},
     {"filing"},
     {"model"},

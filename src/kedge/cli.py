@@ -16,6 +16,7 @@ import kedge
 from kedge.errors import InputError, KedgeError, WorkError
 
 if TYPE_CHECKING:
+    from kedge.export_gallery import ExportFormat
     from kedge.intake import FileBy
     from kedge.queries import Order
 
@@ -224,6 +225,49 @@ def search(
 
 
 @app.command()
+def duplicates(
+    gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
+    bits: Annotated[int, typer.Option(help="How many of 64 bits near pictures' hashes differ in at most.")] = 4,
+    distance: Annotated[
+        float | None, typer.Option(help="How far near embeddings lie apart at most; default by the gallery.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page of the pictures.")] = None,
+    json_: Json = False,
+) -> None:
+    """List pictures of a gallery that show the same, by perceptual hash and embedding."""
+    with kedge.Gallery.open(gallery) as opened:
+        groups = opened.duplicates(bits=bits, distance=distance)
+        if html:
+            from kedge.page import MOST_SHOWN, duplicates_page
+
+            shown = [key for group in groups[:MOST_SHOWN] for key in group.ids]
+            _write_page(html, duplicates_page(groups, opened.thumbnails(shown)))
+    for number, group in enumerate(groups, start=1):
+        if json_:
+            print(json.dumps(asdict(group)))
+            continue
+        print(f"{number}  {group.kind}, {len(group.ids)} pictures, embeddings within {group.distance:.3g}")
+        for key, path in zip(group.ids, group.paths, strict=True):
+            print(f"      {key}  {path or '-'}")
+    if not json_:
+        spare = sum(len(group.ids) - 1 for group in groups)
+        print(f"{len(groups)} groups, {spare} pictures more than needed" + (f"; page {html}" if html else ""))
+
+
+@app.command()
+def export(
+    gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
+    to: Annotated[str, typer.Option(help="faiss, npz or parquet.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    json_: Json = False,
+) -> None:
+    """Write a gallery's vectors to a file that other programs read."""
+    with kedge.Gallery.open(gallery) as opened:
+        written = opened.export(out, cast("ExportFormat", to))
+    print(json.dumps({"written": written, "path": str(out)}) if json_ else f"wrote {written} vectors to {out}")
+
+
+@app.command()
 def compact(gallery: Annotated[Path, typer.Argument(help="A gallery folder.")], json_: Json = False) -> None:
     """Give back the space of removed pictures, and drop older versions; while nobody else uses the gallery."""
     with kedge.Gallery.open(gallery) as opened:
@@ -307,8 +351,12 @@ def _write_contact_sheet(gallery: Any, pictures: list[Path], results: list[Any],
 
     images = [kedge.read_picture(picture).image for picture in pictures]
     thumbnails = gallery.thumbnails([hit.id for result in results for hit in result.hits])
+    _write_page(path, contact_sheet(results, images, thumbnails))
+
+
+def _write_page(path: Path, page: str) -> None:
     try:
-        path.write_text(contact_sheet(results, images, thumbnails), "utf-8")
+        path.write_text(page, "utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -26,8 +26,10 @@ import pyarrow.compute as pc
 
 from kedge.calibration import nearest_anchor_distances
 from kedge.checksums import Checksums, Damage
+from kedge.duplicates import DuplicateGroup, duplicate_groups
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, ModelError, WorkError
+from kedge.export_gallery import ExportFormat, export_rows
 from kedge.intake import AddReport, FileBy, Intake, Progress
 from kedge.model import Model
 from kedge.pictures_table import PicturesTable, Version, is_lost
@@ -392,6 +394,40 @@ class Gallery:
         distances = nearest_anchor_distances(vectors, self._anchors.vectors)
         known, percentiles = calibration.known(distances), calibration.percentiles(distances)
         return list(zip(known.tolist(), percentiles.tolist(), strict=True))
+
+    def duplicates(self, *, bits: int = 4, distance: float | None = None) -> list[DuplicateGroup]:
+        """Return groups of pictures that show the same, the largest group first.
+
+        Pictures are near when their perceptual hashes differ in at most `bits` of 64 bits, and their embeddings lie
+        within `distance` of each other: half the median distance of a picture to its anchor, if none is given.
+        """
+        self._table.refresh()
+        rows = self._table.read(["id", "path", "label", "content_hash", "perceptual_hash", "rho"])
+        if not len(rows):
+            return []
+        vectors = np.concatenate(list(self._table.embeddings()))
+        return duplicate_groups(
+            rows["id"].to_pylist(),
+            rows["path"].to_pylist(),
+            rows["label"].to_pylist(),
+            rows["content_hash"].to_pylist(),
+            rows["perceptual_hash"].to_pylist(),
+            vectors,
+            bits=bits,
+            distance=float(np.median(rows["rho"].to_numpy())) / 2 if distance is None else distance,
+        )
+
+    def export(self, path: str | Path, to: ExportFormat) -> int:
+        """Write all vectors, and what is said of them, to a file that is not there yet; return how many.
+
+        parquet: a row a picture, as `add` takes it. npz: arrays by name. faiss: an IndexIVFFlat with the anchors as
+        quantizer, and beside it PATH.ids.json, the id of each of its numbers.
+        """
+        self._table.refresh()
+        columns = ["id", "path", "label", "anchor", "filed_by", "embedding", *self._table.metadata_columns]
+        rows = self._table.read(columns)
+        export_rows(rows, self._anchors, Path(path), to)
+        return len(rows)
 
     def count(self, where: str | None = None) -> int:
         """Return the number of pictures, or of those that match an SQL filter."""

@@ -20,6 +20,8 @@ __all__ = ["ReadyMade", "check_vectors", "read_vectors", "ready_made"]
 
 # A vector of a model that ranks by cosine is unit length, up to rounding in half precision.
 _UNIT_TOLERANCE = 1e-3
+# Columns of a Parquet file that have their meaning; anchor and filed_by come from an export and are worked out anew.
+_NOT_OWN = ("embedding", "id", "path", "label", "anchor", "filed_by")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ def read_vectors(path: Path, model: Model, *, labels: Labels, metadata: Mapping[
     if "embedding" not in columns:
         raise InputError(f"{path} has no column 'embedding', only {', '.join(columns)}: give one, or a CSV of paths")
     given = {name: table[name].cast(pa.string()).to_pylist() for name in ("id", "path", "label") if name in columns}
-    own = {name: table[name].combine_chunks() for name in columns if name not in ("embedding", "id", "path", "label")}
+    own = {name: table[name].combine_chunks() for name in columns if name not in _NOT_OWN}
     own |= {name: [value] * len(table) for name, value in (metadata or {}).items()}
     try:
         return ready_made(

@@ -1,6 +1,15 @@
 """Pages: contact sheets of searches and reports of models, each one self-contained HTML file."""
 
 from kedge.page.contact_sheet import contact_sheet
+from kedge.page.duplicates_page import MOST_SHOWN, duplicates_page
 from kedge.page.report import ReportMaterial, evaluate_to_page, gather_material, report_page
 
-__all__ = ["ReportMaterial", "contact_sheet", "evaluate_to_page", "gather_material", "report_page"]
+__all__ = [
+    "MOST_SHOWN",
+    "ReportMaterial",
+    "contact_sheet",
+    "duplicates_page",
+    "evaluate_to_page",
+    "gather_material",
+    "report_page",
+]

@@ -49,6 +49,11 @@ def _query(row: int, result: SearchResult, picture: Image, thumbnails: Mapping[s
         f"<div class='bar' aria-hidden='true'><i style='width:{100 * min(1.0, result.scanned_share):.2f}%'></i></div>"
         f"<div class='soft'>{percent(result.scanned_share)} of the gallery looked at</div>"
     )
+    if result.known is False:
+        asked += (
+            f"<div class='doubt'>perhaps of no known class: {result.percentile:.0f} % of known pictures "
+            f"lie nearer to an anchor</div>"
+        )
     hits = "".join(_hit(hit, thumbnails.get(hit.id)) for hit in result.hits)
     found = f"<ol class='hits'>{hits}</ol>" if hits else "<p class='soft'>Nothing was found: no picture matches.</p>"
     return (

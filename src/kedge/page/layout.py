@@ -46,6 +46,7 @@ img.small { image-rendering:pixelated }
 .query { display:grid; grid-template-columns:200px 1fr; gap:24px; padding:26px 0; border-top:1px solid var(--line) }
 .query .asked img { width:100%; border-radius:10px; display:block; background:var(--line) }
 .bar { height:6px; border-radius:3px; background:var(--line); margin:4px 0 2px; overflow:hidden }
+.doubt { color:var(--warm); font-size:.9rem; margin-top:4px }
 .bar i { display:block; height:100%; background:var(--accent); min-width:2px }
 .hits { display:grid; grid-template-columns:repeat(auto-fill, minmax(118px, 1fr)); gap:14px; list-style:none; margin:0; padding:0 }
 .hits figure { margin:0 } .hits .shown { aspect-ratio:1; border-radius:8px; overflow:hidden; background:var(--line);

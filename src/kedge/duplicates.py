@@ -1,0 +1,173 @@
+"""Duplicates: pictures of a gallery that show the same, found by perceptual hash and embedding.
+
+Two 64-bit hashes that differ in at most b bits agree in one of b + 1 parts of theirs (pigeonhole), so that only hashes
+with an equal part are compared (multi-index hashing: Norouzi, Punjani and Fleet, CVPR 2012).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.errors import InputError
+
+__all__ = ["MOST_BITS", "DuplicateGroup", "duplicate_groups", "near_pairs"]
+
+Rows = npt.NDArray[np.int64]
+Pairs = npt.NDArray[np.int64]
+
+HASH_BITS, MOST_BITS = 64, 16
+_BLOCK = 1 << 21
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """Pictures that show the same: ids, paths and labels in the gallery's order, two or more.
+
+    kind: "exact" for equal content (of vectors under several ids; a gallery stores a picture's content once), "near"
+    for the others. distance: the largest Euclidean distance between the first picture's embedding and another's.
+    """
+
+    kind: Literal["exact", "near"]
+    ids: tuple[str, ...]
+    paths: tuple[str | None, ...]
+    labels: tuple[str | None, ...]
+    distance: float
+
+
+def near_pairs(hashes: npt.NDArray[np.int64], bits: int) -> Iterator[Pairs]:
+    """Yield pairs (p, 2) of rows i < j whose hashes, (n,), differ in at most `bits` bits; each pair once or more often.
+
+    Memory stays bounded, whatever the number of pairs.
+    """
+    if not 0 <= bits <= MOST_BITS:
+        raise InputError(f"hashes may differ in 0 to {MOST_BITS} bits to be near, not {bits}")
+    unsigned = hashes.view(np.uint64)
+    edges = np.linspace(0, HASH_BITS, bits + 2).astype(int)
+    for low, high in pairwise(edges):
+        part = (unsigned >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        order = np.argsort(part, kind="stable")
+        starts = np.flatnonzero(np.diff(part[order], prepend=part[order][:1] + np.uint64(1)))
+        sizes = np.diff(starts, append=len(order))
+        for pairs in _pairs_within(order, starts[sizes > 1], sizes[sizes > 1]):
+            apart = np.bitwise_count(unsigned[pairs[:, 0]] ^ unsigned[pairs[:, 1]])
+            near = pairs[apart <= bits]
+            if len(near):
+                yield np.sort(near, axis=1)
+
+
+def _pairs_within(order: Rows, starts: Rows, sizes: Rows) -> Iterator[Pairs]:
+    """Yield all pairs of rows within each run of `order`, in blocks."""
+    # The row at each place is paired with those after it in its run.
+    follow = np.concatenate([np.arange(size - 1, -1, -1) for size in sizes]) if len(sizes) else np.zeros(0, np.int64)
+    places = np.concatenate(
+        [np.arange(s, s + n) for s, n in zip(starts, sizes, strict=True)] or [np.zeros(0, np.int64)]
+    )
+    ends = np.cumsum(follow)
+    start = 0
+    while start < len(places):
+        stop = max(start + 1, int(np.searchsorted(ends, (ends[start - 1] if start else 0) + _BLOCK, side="right")))
+        counts = follow[start:stop]
+        first = np.repeat(places[start:stop], counts)
+        step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+        yield np.column_stack([order[first], order[first + step]])
+        start = stop
+
+
+def duplicate_groups(
+    ids: Sequence[str],
+    paths: Sequence[str | None],
+    labels: Sequence[str | None],
+    contents: Sequence[str],
+    hashes: Sequence[int | None],
+    vectors: npt.NDArray[np.float32],
+    *,
+    bits: int,
+    distance: float,
+) -> list[DuplicateGroup]:
+    """Return the groups of rows that duplicate each other, the largest first.
+
+    Rows are joined when their contents are equal, or when their hashes differ in at most `bits` bits and their
+    embeddings, (n, d), lie within `distance`; a row without a hash only by its content.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not distance >= 0:
+        raise InputError(f"the largest distance is a number from 0, not {distance!r}")
+    hashed = np.flatnonzero([value is not None for value in hashes])
+    known = np.asarray([value for value in hashes if value is not None], dtype=np.int64)
+    joined = [_equal_contents(contents)]
+    # Many pictures may have one hash, blank ones above all: a hash is looked at once, its pictures after that.
+    unique, first, inverse = np.unique(known, return_index=True, return_inverse=True)
+    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse, minlength=len(unique)))[:-1])
+    for rows in members:
+        if len(rows) > 1:
+            joined += _close(hashed[rows], hashed[rows], vectors, distance)
+    single = np.asarray([len(rows) == 1 for rows in members], dtype=np.bool_)
+    for pairs in near_pairs(unique, bits) if len(unique) else ():
+        plain = single[pairs].all(axis=1)
+        ends = hashed[first[pairs[plain]]]
+        joined.append(ends[_distances(vectors, ends) <= distance])
+        for one, other in np.unique(pairs[~plain], axis=0):
+            joined += _close(hashed[members[one]], hashed[members[other]], vectors, distance)
+    pairs = np.concatenate(joined)
+    graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(len(ids), len(ids)))
+    _, component = connected_components(graph, directed=False)
+    order = np.argsort(component, kind="stable")
+    sizes = np.bincount(component)
+    ends = np.cumsum(sizes)
+    groups = []
+    for number in np.argsort(-sizes, kind="stable"):
+        if sizes[number] < 2:
+            break
+        rows = order[ends[number] - sizes[number] : ends[number]]
+        far = _distances(vectors, np.column_stack([np.full(len(rows), rows[0]), rows])).max()
+        kind: Literal["exact", "near"] = "exact" if len({contents[row] for row in rows}) == 1 else "near"
+        groups.append(
+            DuplicateGroup(
+                kind,
+                tuple(ids[row] for row in rows),
+                tuple(paths[row] for row in rows),
+                tuple(labels[row] for row in rows),
+                float(far),
+            )
+        )
+    return groups
+
+
+def _equal_contents(contents: Sequence[str]) -> Pairs:
+    """Return pairs that chain the rows of equal content."""
+    last: dict[str, int] = {}
+    pairs = []
+    for row, content in enumerate(contents):
+        if content in last:
+            pairs.append((last[content], row))
+        last[content] = row
+    return np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _close(left: Rows, right: Rows, vectors: npt.NDArray[np.float32], distance: float) -> list[Pairs]:
+    """Return the pairs of two lists of rows whose embeddings lie within a distance, in blocks."""
+    found = []
+    step = max(1, _BLOCK // max(1, len(right)))
+    for start in range(0, len(left), step):
+        part = left[start : start + step]
+        pairs = np.column_stack([np.repeat(part, len(right)), np.tile(right, len(part))])
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        found.append(pairs[_distances(vectors, pairs) <= distance])
+    return found
+
+
+def _distances(vectors: npt.NDArray[np.float32], pairs: Pairs) -> npt.NDArray[np.float32]:
+    """Return the Euclidean distances of pairs of rows, (p,)."""
+    found = np.empty(len(pairs), dtype=np.float32)
+    step = max(1, _BLOCK // max(1, vectors.shape[1]))
+    for start in range(0, len(pairs), step):
+        part = pairs[start : start + step]
+        apart = vectors[part[:, 0]] - vectors[part[:, 1]]
+        found[start : start + step] = np.sqrt(np.vecdot(apart, apart))
+    return found

@@ -1,0 +1,42 @@
+"""Duplicates page: groups of pictures that show the same, side by side."""
+
+from collections.abc import Mapping, Sequence
+
+from kedge.duplicates import DuplicateGroup
+from kedge.page.layout import escape, frame, picture_tag
+
+__all__ = ["MOST_SHOWN", "duplicates_page"]
+
+MOST_SHOWN = 200
+
+
+def duplicates_page(groups: Sequence[DuplicateGroup], thumbnails: Mapping[str, bytes]) -> str:
+    """Return a page with the first MOST_SHOWN groups, all inside the one file; `thumbnails` are JPEGs by id."""
+    spare = sum(len(group.ids) - 1 for group in groups)
+    head = "<h1>Duplicates</h1>\n"
+    if groups:
+        more = f" The first {MOST_SHOWN} are shown." if len(groups) > MOST_SHOWN else ""
+        head += f"<p class='soft'>{len(groups)} groups, {spare} pictures more than needed.{more}</p>"
+    else:
+        head += "<p class='soft'>No two pictures show the same.</p>"
+    sections = [_group(number, group, thumbnails) for number, group in enumerate(groups[:MOST_SHOWN], start=1)]
+    return frame("Duplicates", "\n".join([head, *sections]))
+
+
+def _group(number: int, group: DuplicateGroup, thumbnails: Mapping[str, bytes]) -> str:
+    rows = zip(group.ids, group.paths, group.labels, strict=True)
+    pictures = "".join(_picture(thumbnails.get(key), path or key, label) for key, path, label in rows)
+    what = "equal content" if group.kind == "exact" else f"near, embeddings within {group.distance:.3g}"
+    return (
+        f"<section aria-label='group {number}'><h3>{len(group.ids)} pictures, {what}</h3>"
+        f"<ol class='hits'>{pictures}</ol></section>"
+    )
+
+
+def _picture(jpeg: bytes | None, name: str, label: str | None) -> str:
+    shown = picture_tag(jpeg, name) if jpeg else "no picture"
+    told = f"<div class='soft'>{escape(label)}</div>" if label else ""
+    return (
+        f"<li><figure><div class='shown'>{shown}</div><figcaption>{told}"
+        f"<div class='path'>{escape(name)}</div></figcaption></figure></li>"
+    )

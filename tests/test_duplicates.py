@@ -1,0 +1,96 @@
+"""Duplicates against a slow loop over all pairs."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kedge import duplicates
+from kedge.duplicates import duplicate_groups, near_pairs
+from kedge.errors import InputError
+from kedge.gallery import Gallery
+from kedge.page import duplicates_page
+from tests.models import make_model
+from tests.pictures import draw_classes
+
+
+def drawn_hashes(seed, count, bits):
+    """Hashes of which many differ in about as many bits as are asked for, and some are equal."""
+    random = np.random.default_rng(seed)
+    seeds = random.integers(-(2**63), 2**63 - 1, size=max(1, count // 4))
+    hashes = seeds[random.integers(0, len(seeds), count)]
+    for row in range(count):
+        for bit in random.integers(0, 63, random.integers(0, bits + 2)):
+            hashes[row] ^= np.int64(1) << np.int64(bit)
+    return hashes
+
+
+def slow_groups(contents, hashes, vectors, bits, distance):
+    """Join every two rows that duplicate each other; return the groups as sets of rows."""
+    group = list(range(len(hashes)))
+    for a, b in combinations(range(len(hashes)), 2):
+        apart = bin((hashes[a] ^ hashes[b]) & (2**64 - 1)).count("1") if None not in (hashes[a], hashes[b]) else 99
+        near = apart <= bits and np.linalg.norm(vectors[a] - vectors[b]) <= distance
+        if near or contents[a] == contents[b]:
+            group = [group[a] if number == group[b] else number for number in group]
+    joined = {number: {row for row in range(len(group)) if group[row] == number} for number in group}
+    return {frozenset(rows) for rows in joined.values() if len(rows) > 1}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), count=st.integers(0, 60), bits=st.integers(0, 9), block=st.sampled_from([1, 7, 9999])
+)
+def test_near_pairs_are_those_of_a_slow_loop(seed, count, bits, block):
+    hashes = drawn_hashes(seed, count, bits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_BLOCK", block)
+        found = {tuple(pair) for pairs in near_pairs(hashes, bits) for pair in pairs.tolist()}
+    unsigned = [int(value) & (2**64 - 1) for value in hashes]
+    assert found == {
+        (a, b) for a, b in combinations(range(count), 2) if bin(unsigned[a] ^ unsigned[b]).count("1") <= bits
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(0, 40), bits=st.integers(0, 6))
+def test_groups_are_those_of_a_slow_loop(seed, count, bits):
+    random = np.random.default_rng(seed)
+    hashes = [None if random.random() < 0.1 else int(value) for value in drawn_hashes(seed, count, bits)]
+    contents = [str(value) for value in random.integers(0, 3 * count + 1, count)]
+    vectors = random.normal(size=(count, 3)).astype(np.float32)
+    names = [str(row) for row in range(count)]
+    found = duplicate_groups(names, names, names, contents, hashes, vectors, bits=bits, distance=1.5)
+    assert {frozenset(map(int, group.ids)) for group in found} == slow_groups(contents, hashes, vectors, bits, 1.5)
+    for group in found:
+        assert (group.kind == "exact") == (len({contents[int(row)] for row in group.ids}) == 1)
+    assert [len(group.ids) for group in found] == sorted((len(group.ids) for group in found), reverse=True)
+
+
+def test_a_gallery_lists_what_was_saved_again_smaller(tmp_path):
+    draw_classes(tmp_path / "photos", ["red", "green", "blue"], each=5, size=64, seed=0)
+    first = tmp_path / "photos" / "red" / "0000.png"
+    with Image.open(first) as image:
+        image.resize((48, 48), Image.Resampling.LANCZOS).save(tmp_path / "photos" / "red" / "copy.png")
+    with Gallery.create(tmp_path / "gallery", make_model(tmp_path / "model")) as gallery:
+        assert gallery.duplicates() == []
+        gallery.add(tmp_path / "photos")
+        (group,) = gallery.duplicates()
+        assert group.kind == "near"
+        assert {str(first), str(first.with_name("copy.png"))} == set(group.paths)
+        assert group.labels == ("red", "red")
+        page = duplicates_page([group], gallery.thumbnails(group.ids))
+        assert page.count("data:image/jpeg") == 2
+        assert "copy.png" in page
+        vector = gallery.model.search_anchors.vectors[:1]
+        gallery.add_vectors(np.repeat(vector, 2, axis=0), ids=["a", "b"])
+        assert [group.kind for group in gallery.duplicates()] == ["near", "exact"]
+        for wrong in ({"bits": -1}, {"bits": 17}, {"distance": -1.0}):
+            with pytest.raises(InputError):
+                gallery.duplicates(**wrong)
+    assert "No two pictures" in duplicates_page([], {})
+    assert json.dumps(group.ids)
