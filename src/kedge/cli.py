@@ -171,6 +171,30 @@ def add(
 
 
 @app.command()
+def reindex(
+    gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
+    model: Annotated[Path, typer.Option(help="The model folder to go over to.")],
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Leave out pictures that cannot be read again.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Embed a gallery's pictures anew with another model, which takes over when all is done."""
+    from kedge.progress import progress_bar
+
+    with kedge.Gallery.open(gallery) as opened, progress_bar("embedding") as progress:
+        report = opened.reindex(model, drop_missing=drop_missing, progress=progress)
+        pictures, fingerprint = opened.count(), opened.model.fingerprint
+    if json_:
+        failed = [{"path": failure.path, "reason": failure.reason} for failure in report.failed]
+        print(json.dumps({"pictures": pictures, "model": fingerprint, "failed": failed}))
+        return
+    print(f"{pictures} pictures, model {fingerprint}")
+    for failure in report.failed:
+        print(f"left out {failure}", file=sys.stderr)
+
+
+@app.command()
 def remove(
     gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
     ids: Annotated[list[str] | None, typer.Option("--id", help="A picture's id; may be given several times.")] = None,

@@ -1,23 +1,14 @@
 """Gallery: a durable collection of filed pictures, and the search in it.
 
-    gallery.json      format version and the fingerprint of the model
-    model/            a copy of the model that embeds and files its pictures
-    pictures.lance    one row a picture: see `PicturesTable`
-    checksums.txt     what each file held when it was written: see `Checksums`
-
-A gallery is whole or absent: it is made beside its place and renamed. Every write to the table is one commit. The index
-that answers queries is derived from the table when it is first needed, and again when the table has changed, also by
-another process.
+Its parts lie in a folder: see `GalleryFolder`. Every write to the table is one commit. The index that answers queries
+is derived from the table when it is first needed, and again when the table has changed, also by another process.
 """
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -28,20 +19,19 @@ from kedge.calibration import nearest_anchor_distances
 from kedge.checksums import Checksums, Damage
 from kedge.duplicates import DuplicateGroup, duplicate_groups
 from kedge.encoder import Encoder
-from kedge.errors import GalleryError, InputError, ModelError, WorkError
+from kedge.errors import GalleryError, InputError, WorkError
 from kedge.export_gallery import ExportFormat, export_rows
+from kedge.gallery_folder import FORMAT_VERSION, TABLE, GalleryFolder
 from kedge.intake import AddReport, FileBy, Intake, Progress
 from kedge.model import Model
 from kedge.pictures_table import PicturesTable, Version, is_lost
 from kedge.queries import Order, Probes, Query, check_search, read_query
+from kedge.reindexing import reindex
 from kedge.search import TwoStageIndex
 from kedge.sources import Labels, list_sources
 from kedge.vectors import check_vectors, read_vectors, ready_made
 
 __all__ = ["FORMAT_VERSION", "AddReport", "Gallery", "Hit", "SearchResult"]
-
-FORMAT_VERSION = 1
-CARD, MODEL, TABLE = "gallery.json", "model", "pictures.lance"
 
 
 @dataclass(frozen=True)
@@ -89,38 +79,25 @@ class Gallery:
     Several processes may read and write one gallery at once.
     """
 
-    def __init__(self, folder: Path, model: Model, table: PicturesTable, *, half: bool = False) -> None:
-        self.folder, self.model = folder, model
-        self._table, self._half = table, half
-        self._checksums = Checksums(folder)
-        self._anchors = model.search_anchors
+    def __init__(self, folder: GalleryFolder, *, half: bool = False) -> None:
+        self.folder = folder.root
+        self._half = half
+        self._checksums = Checksums(folder.root)
+        self._take(folder)
+
+    def _take(self, folder: GalleryFolder) -> None:
+        self._folder, self.model = folder, folder.model
+        self._table = PicturesTable.open(folder.table)
+        self._anchors = folder.model.search_anchors
         self._encoder: Encoder | None = None
         self._loaded: _Loaded | None = None
 
     @classmethod
     def create(cls, path: str | Path, model: Model | str | Path) -> Self:
         """Make an empty gallery for pictures as `model` embeds them; the model is copied into it."""
-        folder = _local(path)
-        if folder.exists():
-            raise GalleryError(f"{folder} is there already: open it, remove it, or give another name")
-        model = model if isinstance(model, Model) else Model.load(model)
-        partial = folder.parent / f".{folder.name}.{uuid4().hex[:8]}.partial"
-        try:
-            partial.mkdir(parents=True)
-            shutil.copytree(model.folder, partial / MODEL)
-            PicturesTable.create(partial / TABLE, model.card.dim)
-            card = {"format_version": FORMAT_VERSION, "model": model.fingerprint}
-            (partial / CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
-            cls(partial, model, PicturesTable.open(partial / TABLE))._sum()
-            # Where somebody else made a gallery of that name meanwhile, this fails: their folder is not empty.
-            partial.rename(folder)
-        except OSError as error:
-            raise GalleryError(
-                f"no gallery can be made at {folder} ({error}): give a place that can be written to"
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return cls.open(folder)
+        made = cls(GalleryFolder.create(path, model if isinstance(model, Model) else Model.load(model)))
+        made._sum()
+        return made
 
     @classmethod
     def open(cls, path: str | Path, *, half: bool = False) -> Self:
@@ -128,29 +105,7 @@ class Gallery:
 
         half: hold the vectors in half precision for search, in half the memory.
         """
-        folder = _local(path)
-        if not folder.is_dir():
-            raise GalleryError(f"no gallery at {folder}: make one with `kedge create {folder} --model MODEL`")
-        missing = [name for name in (CARD, MODEL, TABLE) if not (folder / name).exists()]
-        if missing:
-            raise GalleryError(
-                f"{folder} is no whole gallery: {', '.join(missing)} missing. "
-                f"Name another folder, put it back from a backup, or remove it and create it anew"
-            )
-        fingerprint = _read_card(folder / CARD)
-        try:
-            model = Model.load(folder / MODEL)
-            found = model.fingerprint
-        except (ModelError, OSError) as error:
-            raise GalleryError(
-                f"the gallery's model cannot be read ({error}): copy it back to {folder / MODEL}"
-            ) from error
-        if found != fingerprint:
-            raise GalleryError(
-                f"{folder} was made with model {fingerprint}, {folder / MODEL} holds {found}: copy the first one back, "
-                f"or create a new gallery with the other and add the pictures again"
-            )
-        return cls(folder, model, PicturesTable.open(folder / TABLE), half=half)
+        return cls(GalleryFolder.open(path), half=half)
 
     def __enter__(self) -> Self:
         return self
@@ -256,10 +211,26 @@ class Gallery:
         Do it while nobody else uses the gallery.
         """
         before = self._bytes()
+        self._folder.sweep()
         self._table.compact()
         self._checksums.record(self._files())
         self._checksums.keep(self._files())
         return before, self._bytes()
+
+    def reindex(
+        self, model: Model | str | Path, *, drop_missing: bool = False, progress: Progress | None = None
+    ) -> AddReport:
+        """Embed all pictures anew, from their paths, with another model, which then takes over in one step.
+
+        Until then the gallery answers with the old one; after a kill the same call goes on where it was. InputError
+        when pictures are not at their paths any more, or came as vectors, unless `drop_missing` leaves them out.
+        """
+        fresh = model if isinstance(model, Model) else Model.load(model)
+        folder, report = reindex(self._folder, self._table, fresh, drop_missing=drop_missing, progress=progress)
+        self._take(folder)
+        self._checksums.keep([])
+        self._sum()
+        return report
 
     def versions(self) -> list[Version]:
         """Return the states that can be gone back to, oldest first: those of the last day, until it is compacted."""
@@ -298,11 +269,7 @@ class Gallery:
         return []
 
     def _files(self) -> list[str]:
-        """The files that the gallery is made of now, but for the checksums."""
-        model = sorted(
-            str(path.relative_to(self.folder)) for path in (self.folder / MODEL).rglob("*") if path.is_file()
-        )
-        return [CARD, *model, *(f"{TABLE}/{path}" for path in self._table.files())]
+        return self._folder.files(self._table)
 
     def _sum(self) -> None:
         """Take the checksums of files that a commit has made."""
@@ -458,8 +425,15 @@ class Gallery:
             "version": self._table.version,
         }
 
+    def _check_still_there(self) -> None:
+        """Raise GalleryError when another process has let a new model take over."""
+        if not self._folder.table.exists():
+            now = GalleryFolder.open(self.folder).model.fingerprint
+            raise GalleryError(f"{self.folder} went over to model {now} meanwhile: open it again")
+
     def _loaded_for(self, where: str | None) -> tuple[_Loaded, npt.NDArray[np.bool_] | None]:
         """The newest version in memory, and which of its rows match the filter."""
+        self._check_still_there()
         for attempt in range(3):
             self._table.refresh()
             try:
@@ -490,22 +464,3 @@ class Gallery:
         )
         said = rows.select(["id", "path", "label", "anchor"]).combine_chunks()
         return _Loaded(self._table.version, index, rows["_rowid"].to_numpy(), said)
-
-
-def _local(path: str | Path) -> Path:
-    if "://" in str(path):
-        raise GalleryError(f"{path} is not on this machine: galleries are kept in local folders for now")
-    return Path(path)
-
-
-def _read_card(path: Path) -> str:
-    try:
-        card = json.loads(path.read_text("utf-8"))
-        format_version, fingerprint = int(card["format_version"]), str(card["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GalleryError(f"{path} cannot be read ({error}): put it back from a backup") from error
-    if format_version > FORMAT_VERSION:
-        raise GalleryError(
-            f"{path} has format version {format_version}, this Kedge reads up to {FORMAT_VERSION}: update Kedge"
-        )
-    return fingerprint

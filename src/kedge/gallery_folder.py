@@ -1,0 +1,157 @@
+"""Gallery folder: where a gallery's parts lie, and that they belong together.
+
+    gallery.json      format version, fingerprint of the model, and which folder holds the two below ("." at first)
+    model/            a copy of the model that embeds and files its pictures
+    pictures.lance    one row a picture: see `PicturesTable`
+    checksums.txt     what each file held when it was written: see `Checksums`
+
+A gallery is whole or absent: it is made beside its place and renamed. A new model comes with a table of its own, both
+in a folder of their own, and takes over when gallery.json is replaced: in one step.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+from kedge.errors import GalleryError, ModelError
+from kedge.model import Model
+from kedge.pictures_table import PicturesTable
+
+__all__ = ["CARD", "FORMAT_VERSION", "MODEL", "TABLE", "GalleryFolder"]
+
+FORMAT_VERSION = 1
+CARD, MODEL, TABLE = "gallery.json", "model", "pictures.lance"
+
+
+@dataclass(frozen=True)
+class GalleryFolder:
+    """A gallery's folder `root`, and the folder within it that holds the model and the table, "." or another."""
+
+    root: Path
+    part: str
+    model: Model
+
+    @classmethod
+    def create(cls, path: str | Path, model: Model) -> Self:
+        """Make an empty gallery with a copy of a model."""
+        root = _local(path)
+        if root.exists():
+            raise GalleryError(f"{root} is there already: open it, remove it, or give another name")
+        partial = root.parent / f".{root.name}.{uuid4().hex[:8]}.partial"
+        try:
+            partial.mkdir(parents=True)
+            _fill(partial, model)
+            _write_card(partial, model, ".")
+            # Where somebody else made a gallery of that name meanwhile, this fails: their folder is not empty.
+            partial.rename(root)
+        except OSError as error:
+            raise GalleryError(
+                f"no gallery can be made at {root} ({error}): give a place that can be written to"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Find a whole gallery; GalleryError for one that is missing, half written, newer, or of another model."""
+        root = _local(path)
+        if not root.is_dir():
+            raise GalleryError(f"no gallery at {root}: make one with `kedge create {root} --model MODEL`")
+        fingerprint, part = _read_card(root)
+        missing = [name for name in (MODEL, TABLE) if not (root / part / name).exists()]
+        if missing:
+            raise _not_whole(root, missing)
+        place = root / part / MODEL
+        try:
+            model = Model.load(place)
+            found = model.fingerprint
+        except (ModelError, OSError) as error:
+            raise GalleryError(f"the gallery's model cannot be read ({error}): copy it back to {place}") from error
+        if found != fingerprint:
+            raise GalleryError(
+                f"{root} was made with model {fingerprint}, {place} holds {found}: copy the first one back, "
+                f"or create a new gallery with the other and add the pictures again"
+            )
+        return cls(root, part, model)
+
+    @property
+    def table(self) -> Path:
+        """The folder of the table."""
+        return self.root / self.part / TABLE
+
+    def switch(self, part: str, model: Model) -> Self:
+        """Let the model and the table in another folder take over, in one step; the old ones are removed after it."""
+        _write_card(self.root, model, part)
+        switched = type(self).open(self.root)
+        switched.sweep()
+        return switched
+
+    def sweep(self) -> None:
+        """Remove models and tables that are not, or not yet, the gallery's: of a new model that did not take over."""
+        for path in self.root.iterdir():
+            replaced = path.name in (MODEL, TABLE) and self.part != "."
+            if replaced or (path.name.lstrip(".").startswith("model-") and path.name != self.part):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def prepare(self, model: Model) -> str:
+        """Return the folder for a new model and its table, both made if this was not done before."""
+        part = f"model-{model.fingerprint}"
+        if not (self.root / part).exists():
+            partial = self.root / f".{part}.{uuid4().hex[:8]}"
+            partial.mkdir()
+            _fill(partial, model)
+            partial.rename(self.root / part)
+        return part
+
+    def files(self, table: PicturesTable) -> list[str]:
+        """Return the files that the gallery is made of now, but for the checksums, by path within the folder."""
+        place = self.root / self.part
+        model = sorted(path.relative_to(self.root).as_posix() for path in (place / MODEL).rglob("*") if path.is_file())
+        prefix = (Path(self.part) / TABLE).as_posix()
+        return [CARD, *model, *(f"{prefix}/{path}" for path in table.files())]
+
+
+def _fill(place: Path, model: Model) -> None:
+    """Write a copy of a model and an empty table for its embeddings."""
+    shutil.copytree(model.folder, place / MODEL)
+    PicturesTable.create(place / TABLE, model.card.dim)
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise GalleryError(f"{path} is not on this machine: galleries are kept in local folders for now")
+    return Path(path)
+
+
+def _not_whole(root: Path, missing: list[str]) -> GalleryError:
+    return GalleryError(
+        f"{root} is no whole gallery: {', '.join(missing)} missing. "
+        f"Name another folder, put it back from a backup, or remove it and create it anew"
+    )
+
+
+def _write_card(root: Path, model: Model, part: str) -> None:
+    card = {"format_version": FORMAT_VERSION, "model": model.fingerprint, "part": part}
+    partial = root / f".{CARD}.{uuid4().hex[:8]}"
+    partial.write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+    partial.replace(root / CARD)
+
+
+def _read_card(root: Path) -> tuple[str, str]:
+    path = root / CARD
+    if not path.is_file():
+        raise _not_whole(root, [CARD, *(name for name in (MODEL, TABLE) if not (root / name).exists())])
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        format_version, fingerprint, part = int(card["format_version"]), str(card["model"]), str(card.get("part", "."))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GalleryError(f"{path} cannot be read ({error}): put it back from a backup") from error
+    if format_version > FORMAT_VERSION:
+        raise GalleryError(
+            f"{path} has format version {format_version}, this Kedge reads up to {FORMAT_VERSION}: update Kedge"
+        )
+    return fingerprint, part

@@ -1,0 +1,85 @@
+"""Reindexing: the pictures of a gallery embedded and filed anew by another model.
+
+The new model and its table grow in a folder of their own inside the gallery, which goes on answering with the old ones
+until the new ones take over in one step. A run that was killed is gone on with: known files are not read again.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kedge.encoder import Encoder
+from kedge.errors import InputError
+from kedge.gallery_folder import MODEL, TABLE, GalleryFolder
+from kedge.intake import AddReport, FileBy, Intake, Progress
+from kedge.model import Model
+from kedge.pictures_table import PicturesTable
+from kedge.sources import Sources
+
+__all__ = ["reindex"]
+
+
+def reindex(
+    folder: GalleryFolder, table: PicturesTable, model: Model, *, drop_missing: bool, progress: Progress | None
+) -> tuple[GalleryFolder, AddReport]:
+    """Embed all pictures of a gallery's table with `model` and let it take over; return the folder and what was done.
+
+    Pictures come from their paths. Where some cannot be read, or were added as vectors, InputError is raised and
+    the gallery stays as it is, unless `drop_missing`.
+    """
+    if model.fingerprint == folder.model.fingerprint:
+        raise InputError(f"the gallery is made with model {model.fingerprint} already: nothing to do")
+    part = folder.prepare(model)
+    place = folder.root / part
+    new, fresh = PicturesTable.open(place / TABLE), Model.load(place / MODEL)
+    while True:
+        table.refresh()
+        version = table.version
+        report = _bring_up_to_date(table, new, fresh, drop_missing=drop_missing, progress=progress)
+        table.refresh()
+        if table.version == version:  # nobody has changed the gallery meanwhile
+            return folder.switch(part, fresh), report
+
+
+def _bring_up_to_date(
+    old: PicturesTable, new: PicturesTable, model: Model, *, drop_missing: bool, progress: Progress | None
+) -> AddReport:
+    """Add the pictures of one table to the other, and remove from that what the first does not hold."""
+    metadata = list(old.metadata_columns)
+    rows = old.read(["id", "path", "label", "filed_by", *metadata])
+    there = pa.array([bool(path) and Path(path).is_file() for path in rows["path"].to_pylist()], pa.bool_())
+    missing = rows.filter(pc.invert(there))
+    if len(missing) and not drop_missing:
+        named = ", ".join(str(path or key) for path, key in zip(*_told(missing.slice(0, 3), "path", "id"), strict=True))
+        raise InputError(
+            f"{len(missing)} of {len(rows)} pictures are not at their paths any more, or came as vectors ({named}): "
+            f"put them back, or leave them out with --drop-missing; the gallery is as it was"
+        )
+    rows, encoder, report = rows.filter(there), Encoder(model), AddReport()
+    ways: tuple[FileBy, ...] = ("nearest", "label")
+    for file_by in ways:
+        own = rows.filter(pc.equal(rows["filed_by"], file_by))
+        if not len(own):
+            continue
+        paths, labels = _told(own, "path", "label")
+        columns = {name: own[name].combine_chunks() for name in metadata}
+        names = tuple(map(str, paths))
+        sources = Sources(names, names, tuple(labels), columns)
+        report += Intake(new, model.search_anchors, file_by=file_by, progress=progress).add_pictures(sources, encoder)
+    if report.failed and not drop_missing:
+        raise InputError(
+            f"{len(report.failed)} of {len(rows)} pictures cannot be read any more (first: {report.failed[0]}): "
+            f"put them back, or leave them out with --drop-missing; the gallery is as it was"
+        )
+    new.refresh()
+    wanted = set(rows["path"].to_pylist())
+    ids, paths = _told(new.read(["id", "path"]), "id", "path")
+    stale = [key for key, path in zip(ids, paths, strict=True) if path not in wanted]
+    if stale:
+        new.delete(pc.field("id").isin(stale))
+    return report
+
+
+def _told(rows: pa.Table, *names: str) -> list[list[str | None]]:
+    return [rows[name].to_pylist() for name in names]

@@ -1,0 +1,121 @@
+"""Reindexing: another model takes over whole or not at all, also where the process is killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kedge.errors import GalleryError, InputError
+from kedge.gallery import Gallery
+from kedge.gallery_folder import MODEL, TABLE
+from tests.models import make_model
+from tests.pictures import draw_classes
+
+CLASSES = ["red", "green", "blue"]
+REINDEX = """
+import sys, kedge
+from kedge import intake
+intake.COMMIT_PICTURES = 5
+with kedge.Gallery.open(sys.argv[1]) as gallery:
+    print("begun", flush=True)
+    gallery.reindex(sys.argv[2])
+"""
+
+
+@pytest.fixture
+def setting(tmp_path):
+    """A gallery of 60 pictures with a column of its own, and a model of another length to go over to."""
+    draw_classes(tmp_path / "photos", CLASSES, each=20, size=32, seed=0)
+    new = make_model(tmp_path / "new", classes=CLASSES, dim=24, seed=1)
+    with Gallery.create(tmp_path / "gallery", make_model(tmp_path / "old", classes=CLASSES)) as gallery:
+        gallery.add(tmp_path / "photos" / "red", tmp_path / "photos" / "green", metadata={"year": 1999})
+        gallery.add(tmp_path / "photos" / "blue", file_by="label")
+        yield tmp_path, gallery, new
+
+
+def told(gallery):
+    columns = ["id", "path", "label", "filed_by", "anchor", "embedding", *gallery._table.metadata_columns]
+    gallery._table.refresh()
+    rows = gallery._table.read(columns).to_pylist()
+    return sorted(({**row, "embedding": tuple(row["embedding"])} for row in rows), key=lambda row: row["id"])
+
+
+def fresh(folder, new):
+    """What a new gallery of the same pictures holds."""
+    with Gallery.create(folder / "fresh", new) as gallery:
+        gallery.add(folder / "photos" / "red", folder / "photos" / "green", metadata={"year": 1999})
+        gallery.add(folder / "photos" / "blue", file_by="label")
+        return told(gallery)
+
+
+def test_a_new_model_takes_over(setting):
+    folder, gallery, new = setting
+    other = Gallery.open(folder / "gallery")
+    query = sorted((folder / "photos" / "red").iterdir())[3]
+    assert other.search(query, 1).hits[0].path == str(query)
+    report = gallery.reindex(new)
+    assert (report.added, report.failed) == (60, ())
+    assert told(gallery) == fresh(folder, new)
+    assert gallery.search(query, 1).hits[0].path == str(query)
+    assert gallery.check() == []
+    assert not (folder / "gallery" / TABLE).exists()
+    assert not (folder / "gallery" / MODEL).exists()
+    with pytest.raises(GalleryError, match=f"went over to model {new.fingerprint}"):
+        other.search(query, 1)
+    with Gallery.open(folder / "gallery") as again:
+        assert again.model.fingerprint == new.fingerprint
+        assert again.check() == []
+        with pytest.raises(InputError, match="already"):
+            again.reindex(new)
+        back = again.reindex(folder / "old")  # and back
+        assert back.added == 60
+        again.add(folder / "photos")
+        assert again.count() == 60
+
+
+def test_missing_pictures_are_said_and_nothing_changes(setting):
+    folder, gallery, new = setting
+    before = told(gallery)
+    gone = sorted((folder / "photos" / "green").iterdir())[0]
+    gone.unlink()
+    with pytest.raises(InputError, match="1 of 60 pictures are not at their paths"):
+        gallery.reindex(new)
+    assert told(gallery) == before
+    broken = sorted((folder / "photos" / "green").iterdir())[1]
+    broken.write_bytes(b"no picture")
+    gallery.reindex(new, drop_missing=True)
+    assert {row["path"] for row in told(gallery)} == {row["path"] for row in before} - {str(gone), str(broken)}
+
+
+def test_killed_again_and_again_it_still_takes_over_whole(setting):
+    folder, gallery, new = setting
+    before, draw = told(gallery), random.Random(0)
+    gallery.close()
+    for _ in range(6):
+        child = subprocess.Popen(
+            [sys.executable, "-c", REINDEX, str(folder / "gallery"), str(new.folder)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        child.stdout.readline()
+        time.sleep(draw.uniform(0, 0.4))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        with Gallery.open(folder / "gallery") as opened:
+            done = opened.model.fingerprint == new.fingerprint
+            if done:
+                break
+            assert told(opened) == before
+            assert opened.check() == []
+    with Gallery.open(folder / "gallery") as opened:
+        if not done:
+            opened.remove(where="label = 'green'")  # what was removed meanwhile stays away
+            opened.reindex(new)
+        expected = fresh(folder, new)
+        assert told(opened) == [row for row in expected if done or row["label"] != "green"]
+        opened.compact()
+        assert opened.check() == []
