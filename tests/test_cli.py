@@ -134,3 +134,50 @@ def test_help_is_instant_and_loads_nothing_heavy():
         "sys.exit(bool({'torch', 'lance', 'onnxruntime', 'matplotlib', 'sklearn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """Run a command in this process; return what it printed, as JSON if that was asked for."""
+
+    def run(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["kedge", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        found = capsys.readouterr()
+        assert (stopped.value.code or 0) == code, found.out + found.err
+        lines = found.out.splitlines()
+        return [json.loads(line) for line in lines] if "--json" in words else lines
+
+    return run
+
+
+def test_what_is_done_to_a_gallery_in_its_life(tmp_path, said):
+    gallery, photos = tmp_path / "gallery", tmp_path / "photos"
+    draw_classes(photos, ["red", "green", "blue"], each=4, size=32, seed=0)
+    model, other = make_model(tmp_path / "model"), make_model(tmp_path / "other", seed=1)
+    said("create", gallery, "--model", model.folder)
+    said("add", gallery, photos)
+    assert said("check", gallery) == ["12 pictures, all whole"]
+    (newest,) = said("versions", gallery, "--json")[-1:]
+    assert newest["pictures"] == 12
+    said("remove", gallery, "--where", "label = 'red'")
+    assert said("restore", gallery, newest["number"], "--json") == [{"restored": newest["number"], "pictures": 12}]
+    query = next((photos / "red").iterdir())
+    in_memory, on_disk = (
+        said("search", gallery, query, "-k", 5, "--json", *options) for options in ((), ("--on-disk", "--cache", 4))
+    )
+    assert in_memory == on_disk
+    assert len(said("search", gallery, query, "--max-distance", 0.0001, "--half", "--json")[0]["hits"]) == 1
+    assert said("duplicates", gallery, "--bits", 0, "--html", tmp_path / "duplicates.html")[-1].startswith("0 groups")
+    assert (tmp_path / "duplicates.html").stat().st_size > 1000
+    exported = said("export", gallery, "--to", "npz", "--out", tmp_path / "all.npz", "--json")
+    assert exported == [{"written": 12, "path": str(tmp_path / "all.npz")}]
+    done = said("reindex", gallery, "--model", other.folder, "--json")
+    assert done == [{"pictures": 12, "model": other.fingerprint, "failed": []}]
+    (space,) = said("compact", gallery, "--json")
+    assert space["bytes_after"] <= space["bytes_before"]
+    (data,) = (gallery / f"model-{other.fingerprint}" / "pictures.lance" / "data").iterdir()
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    (found,) = said("check", gallery, "--json", code=1)
+    assert [damage["path"] for damage in found["damaged"]] == [data.relative_to(gallery).as_posix()]

@@ -16,7 +16,7 @@ LAYERS = [
     {"training_loop", "export", "defaults"},
     {"page"},
     {"gallery", "evaluation"},
-    {"reindexing"},
+    {"reindexing", "disk_search"},
     {"intake", "queries", "gallery_folder"},
     {"pictures_table"},
     {"sources", "vectors", "checksums", "duplicates", "export_gallery"},

@@ -220,13 +220,15 @@ def search(
     where: Annotated[str | None, typer.Option(help="An SQL condition on the hits.")] = None,
     max_distance: Annotated[float | None, typer.Option(help="Leave out hits farther than this.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Hold vectors in half precision: half the memory.")] = False,
+    on_disk: Annotated[bool, typer.Option("--on-disk", help="Hold no vectors, search an index on disk.")] = False,
+    cache: Annotated[int, typer.Option(help="MiB that a search on disk keeps in memory.")] = 256,
     html: Annotated[Path | None, typer.Option(help="Write a contact sheet of the results.")] = None,
     json_: Json = False,
 ) -> None:
     """Find the pictures that show the same thing, best first."""
     if exact and probes is not None:
         raise InputError("--probes and --exact exclude each other: give one of them")
-    with kedge.Gallery.open(gallery, half=half) as opened:
+    with kedge.Gallery.open(gallery, half=half, on_disk=on_disk, cache=cache) as opened:
         chosen: int | Literal["exact"] = "exact" if exact else 1 if probes is None else probes
         results = opened.search_many(
             pictures, k, chosen, order=cast("Order", order), where=where, max_distance=max_distance

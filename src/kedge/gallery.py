@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from kedge.calibration import nearest_anchor_distances
 from kedge.checksums import Checksums, Damage
+from kedge.disk_search import DiskIndex, Found
 from kedge.duplicates import DuplicateGroup, duplicate_groups
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, WorkError
@@ -79,18 +80,19 @@ class Gallery:
     Several processes may read and write one gallery at once.
     """
 
-    def __init__(self, folder: GalleryFolder, *, half: bool = False) -> None:
+    def __init__(self, folder: GalleryFolder, *, half: bool = False, on_disk: bool = False, cache: int = 256) -> None:
         self.folder = folder.root
-        self._half = half
+        self._half, self._on_disk, self._cache = half, on_disk, cache << 20
         self._checksums = Checksums(folder.root)
         self._take(folder)
 
     def _take(self, folder: GalleryFolder) -> None:
         self._folder, self.model = folder, folder.model
-        self._table = PicturesTable.open(folder.table)
+        self._table = PicturesTable.open(folder.table, cache_bytes=self._cache if self._on_disk else None)
         self._anchors = folder.model.search_anchors
         self._encoder: Encoder | None = None
         self._loaded: _Loaded | None = None
+        self._disk: tuple[int, DiskIndex] | None = None
 
     @classmethod
     def create(cls, path: str | Path, model: Model | str | Path) -> Self:
@@ -100,12 +102,17 @@ class Gallery:
         return made
 
     @classmethod
-    def open(cls, path: str | Path, *, half: bool = False) -> Self:
+    def open(cls, path: str | Path, *, half: bool = False, on_disk: bool = False, cache: int = 256) -> Self:
         """Open a gallery; GalleryError for one that is missing, half written, newer, or whose model was changed.
 
-        half: hold the vectors in half precision for search, in half the memory.
+        half: hold the vectors in half precision for search, in half the memory. on_disk: hold none, and search through
+        an index on disk, with a cache of so many MiB.
         """
-        return cls(GalleryFolder.open(path), half=half)
+        if half and on_disk:
+            raise InputError("a gallery is searched in half precision or on disk, not both: leave one out")
+        if cache < 1:
+            raise InputError(f"the cache holds 1 MiB or more, not {cache}")
+        return cls(GalleryFolder.open(path), half=half, on_disk=on_disk, cache=cache)
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +124,7 @@ class Gallery:
 
     def close(self) -> None:
         """Let go of what is held in memory; the gallery on disk is whole at any time."""
-        self._loaded = self._encoder = None
+        self._loaded = self._encoder = self._disk = None
 
     @property
     def encoder(self) -> Encoder:
@@ -333,25 +340,50 @@ class Gallery:
         check_search(k, probes, order, max_distance)
         vectors = check_vectors(queries, self.model)
         names = names or [f"vector {row + 1}" for row in range(len(vectors))]
-        loaded, allowed = self._loaded_for(where)
         doubts = self._doubts(vectors)
-        if len(loaded.said) == 0 or len(vectors) == 0 or (allowed is not None and not allowed.any()):
-            return [SearchResult(name, (), (), 0.0, *doubt) for name, doubt in zip(names, doubts, strict=True)]
-        found = loaded.index.search(vectors, k, probes, allowed=allowed, fill=True, order=order)
+        if self._on_disk:
+            total, found = self._search_on_disk(vectors, k, probes, order, where)
+        else:
+            total, found = self._search_in_memory(vectors, k, probes, order, where)
         results = []
-        for row, name in enumerate(names):
-            there = (found.ids[row] >= 0) & (found.distances[row] <= (np.inf if max_distance is None else max_distance))
-            ids, distances = found.ids[row][there], found.distances[row][there]
+        for name, one, doubt in zip(names, found, doubts, strict=True):
+            near = one.distances <= (np.inf if max_distance is None else max_distance)
+            told = one.said.filter(pa.array(near)).to_pylist()
             hits = tuple(
-                Hit(rank, told["id"], told["path"], told["label"], float(distance), told["anchor"])
-                for rank, (told, distance) in enumerate(
-                    zip(loaded.said.take(ids).to_pylist(), distances, strict=True), start=1
-                )
+                Hit(rank, row["id"], row["path"], row["label"], float(distance), row["anchor"])
+                for rank, (row, distance) in enumerate(zip(told, one.distances[near], strict=True), start=1)
             )
-            probed = tuple(self._anchors.names[anchor] for anchor in found.probed[row])
-            share = float(found.scanned[row]) / len(loaded.said)
-            results.append(SearchResult(name, hits, probed, share, *doubts[row]))
+            probed = tuple(self._anchors.names[anchor] for anchor in one.probed)
+            results.append(SearchResult(name, hits, probed, one.scanned / max(1, total), *doubt))
         return results
+
+    def _search_in_memory(
+        self, vectors: npt.NDArray[np.float32], k: int, probes: Probes, order: Order, where: str | None
+    ) -> tuple[int, list[Found]]:
+        """Return the number of pictures, and what each query found."""
+        loaded, allowed = self._loaded_for(where)
+        total = len(loaded.said)
+        if not total or not len(vectors) or (allowed is not None and not allowed.any()):
+            return total, [_nothing(loaded.said)] * len(vectors)
+        near = loaded.index.search(vectors, k, probes, allowed=allowed, fill=True, order=order)
+        return total, [
+            Found(loaded.said.take(ids[ids >= 0]), distances[ids >= 0], probed, int(scanned))
+            for ids, distances, probed, scanned in zip(near.ids, near.distances, near.probed, near.scanned, strict=True)
+        ]
+
+    def _search_on_disk(
+        self, vectors: npt.NDArray[np.float32], k: int, probes: Probes, order: Order, where: str | None
+    ) -> tuple[int, list[Found]]:
+        self._check_still_there()
+        self._table.refresh()
+        if self._disk is None or self._disk[0] != self._table.version:
+            index = DiskIndex(self._table, self._anchors)
+            self._sum()
+            self._disk = self._table.version, index
+        total = self._table.count()
+        if not total or not len(vectors) or not self._table.count(where):
+            return total, [_nothing(self._table.find("id", [], ("id", "path", "label", "anchor")))] * len(vectors)
+        return total, self._disk[1].search(vectors, k, probes, where=where, order=order)
 
     def _doubts(self, vectors: npt.NDArray[np.float32]) -> list[tuple[bool | None, float | None]]:
         """Return (known, percentile) of each query."""
@@ -464,3 +496,7 @@ class Gallery:
         )
         said = rows.select(["id", "path", "label", "anchor"]).combine_chunks()
         return _Loaded(self._table.version, index, rows["_rowid"].to_numpy(), said)
+
+
+def _nothing(said: pa.Table) -> Found:
+    return Found(said.slice(0, 0), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), 0)

@@ -5,6 +5,7 @@ no writer about the others; writers of the same picture are kept apart by the ma
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,10 +89,16 @@ class PicturesTable:
             return cls(lance.write_dataset(schema.empty_table(), str(folder), schema=schema))
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open the newest version; GalleryError when there is none that can be read."""
+    def open(cls, folder: Path, *, cache_bytes: int | None = None) -> Self:
+        """Open the newest version; GalleryError when there is none that can be read.
+
+        cache_bytes bounds what is kept in memory of the index, and of what describes the files, each; None leaves it
+        to Lance.
+        """
         try:
-            return cls(lance.dataset(str(folder)))
+            return cls(
+                lance.dataset(str(folder), index_cache_size_bytes=cache_bytes, metadata_cache_size_bytes=cache_bytes)
+            )
         except _FAILURES as error:
             raise GalleryError(
                 f"{folder} cannot be read ({_reason(error)}): "
@@ -115,6 +122,9 @@ class PicturesTable:
             found += [f"data/{file.path}" for file in fragment.data_files()]
             removed = fragment.deletion_file()
             found += [removed] if removed else []
+        for index in self._dataset.list_indices():
+            parts = Path(self._dataset.uri, "_indices", index["uuid"]).glob("*")
+            found += sorted(f"_indices/{index['uuid']}/{part.name}" for part in parts)
         return found
 
     def versions(self) -> list[Version]:
@@ -160,7 +170,52 @@ class PicturesTable:
         with self._filtering(None):
             for batch in self._dataset.scanner(columns=["embedding"], scan_in_order=True).to_batches():
                 column = batch.column(0)
-                yield column.flatten().to_numpy().reshape(len(column), -1)
+                yield column.flatten().to_numpy().reshape(-1, column.type.list_size)
+
+    def count_by(self, column: str, where: str | None = None) -> dict[str, int]:
+        """Return how many rows, or of those that match an SQL filter, hold each value of a column of texts."""
+        counts: Counter[str] = Counter()
+        with self._filtering(where):
+            for batch in self._dataset.scanner(columns=[column], filter=where).to_batches():
+                for entry in batch.column(0).value_counts().to_pylist():
+                    counts[entry["values"]] += entry["counts"]
+        return counts
+
+    def index_embeddings(self, anchors: npt.NDArray[np.float32]) -> None:
+        """Make Lance's index of the embeddings with the anchors, (t, d), as centroids, unless there is one."""
+        if not len(self._dataset) or any("embedding" in index["fields"] for index in self._dataset.list_indices()):
+            return
+        with _writing("the index cannot be made"):
+            self._dataset.create_index(
+                "embedding", "IVF_FLAT", metric="l2", num_partitions=len(anchors), ivf_centroids=anchors, replace=True
+            )
+
+    def nearest(
+        self,
+        query: npt.NDArray[np.float32],
+        k: int,
+        *,
+        anchors: Sequence[str] | None,
+        where: str | None,
+        probes: int | None,
+    ) -> pa.Table:
+        """Return the k rows nearest to a query, (d,), by float32 arithmetic, in any order.
+
+        anchors: those under which the rows are filed, None: any. probes: how many partitions of the index are looked
+        into, beside rows that it does not hold yet; None: none of it is used.
+        """
+        conditions = [] if where is None else [f"({where})"]
+        if anchors is not None:
+            listed = ", ".join("'" + name.replace("'", "''") + "'" for name in anchors)
+            conditions.append(f"anchor IN ({listed})")
+        near = {"column": "embedding", "q": query, "k": k, "use_index": probes is not None}
+        if probes is not None:
+            near["nprobes"] = probes
+        columns = ["id", "path", "label", "anchor", "embedding", "_distance"]
+        with self._filtering(where):
+            return self._dataset.scanner(
+                columns=columns, filter=" AND ".join(conditions) or None, prefilter=True, nearest=near, with_row_id=True
+            ).to_table()
 
     def row_ids(self, where: str) -> npt.NDArray[np.uint64]:
         """Return the numbers of the rows that match an SQL filter; they hold for the open version only."""
@@ -249,6 +304,7 @@ class PicturesTable:
         with _writing("the gallery cannot be compacted now"):
             self.refresh()
             self._dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
+            self._dataset.optimize.optimize_indices()
             self._dataset.cleanup_old_versions(older_than=timedelta(0))
 
     def _merge(self, rows: Mapping[str, Any], kind: Callable[[Any], Any], *, whole: bool) -> Mapping[str, int]:

@@ -25,6 +25,8 @@ def check_search(k: int, probes: Probes, order: Order, max_distance: float | Non
         raise InputError(f"probes is a number of anchors, 1 or more, or 'exact', not {probes!r}")
     if order not in ("distance", "bucket"):
         raise InputError(f"order is 'distance' or 'bucket', not {order!r}")
+    if order == "bucket" and probes == "exact":
+        raise InputError("exact search ranks by distance: take order 'distance', or a number of probes")
     if max_distance is not None and not max_distance >= 0:
         raise InputError(f"the largest distance is a number from 0, not {max_distance!r}")
 
