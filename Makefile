@@ -9,7 +9,7 @@ demo: $(VENV)/train.installed
 	$(BIN)/kedge demo --out demo
 
 test: $(VENV)/test.installed check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 check: $(VENV)/test.installed
 	$(BIN)/ruff check src tests benchmarks

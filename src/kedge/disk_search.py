@@ -98,7 +98,9 @@ class DiskIndex:
             where=where,
             probes=min(len(anchors) + _SPARE_PROBES, len(self._anchors)) if self._by_nearest and not every else None,
         )
-        vectors = rows["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, self._anchors.dim).astype(np.float64)
+        vectors = (
+            rows["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, self._anchors.dim).astype(np.float64)
+        )
         apart = vectors - query
         squared = np.vecdot(apart, apart).astype(np.float32)
         best = np.lexsort((rows["_rowid"].to_numpy(), squared))[:k]

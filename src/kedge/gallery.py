@@ -71,7 +71,14 @@ class _Loaded:
     version: int
     index: TwoStageIndex
     row_ids: npt.NDArray[np.uint64]
+    by_row_id: npt.NDArray[np.int64]  # the order in which these ascend
     said: pa.Table  # id, path, label, anchor
+
+    def matching(self, row_ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Say of each row whether it is one of some."""
+        matches = np.zeros(len(self.row_ids), dtype=np.bool_)
+        matches[self.by_row_id[np.searchsorted(self.row_ids, row_ids, sorter=self.by_row_id)]] = True
+        return matches
 
 
 class Gallery:
@@ -473,7 +480,7 @@ class Gallery:
                     self._loaded = None  # Two of them need not fit into memory.
                     self._loaded = self._load()
                 loaded = self._loaded
-                return loaded, None if where is None else np.isin(loaded.row_ids, self._table.row_ids(where))
+                return loaded, None if where is None else loaded.matching(self._table.row_ids(where))
             except WorkError as error:
                 # Another process compacted the gallery under our hands: the next version has the same pictures.
                 if attempt == 2 or not is_lost(error):
@@ -495,7 +502,8 @@ class Gallery:
             dtype=np.float16 if self._half else np.float32,
         )
         said = rows.select(["id", "path", "label", "anchor"]).combine_chunks()
-        return _Loaded(self._table.version, index, rows["_rowid"].to_numpy(), said)
+        row_ids = rows["_rowid"].to_numpy()
+        return _Loaded(self._table.version, index, row_ids, np.argsort(row_ids, kind="stable"), said)
 
 
 def _nothing(said: pa.Table) -> Found:

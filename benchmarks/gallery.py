@@ -1,0 +1,195 @@
+"""How fast is a gallery written, opened, filtered and looked through for duplicates, and how much memory does it take?
+
+    python benchmarks/gallery.py                      # all of it; or some: --parts write single remove open where
+
+Synthetic unit vectors about random anchors, seeded. Every part makes its own gallery in a temporary folder. Prints
+tables in Markdown.
+"""
+
+import argparse
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import kedge
+from kedge.anchors import Anchors, unit_length
+from kedge.duplicates import duplicate_groups
+
+ROOT = Path(__file__).parents[1]
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(PARTS)
+    parser.add_argument("--parts", nargs="+", default=names, choices=names)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of vectors, for a quick look")
+    return parser.parse_args()
+
+
+def make_gallery(folder, dim, classes):
+    """Return an empty gallery of a model with random anchors."""
+    sys.path.insert(0, str(ROOT))
+    from tests.models import make_model
+
+    model = make_model(folder / "model", classes=[f"class {number:05}" for number in range(classes)], dim=dim)
+    points = unit_length(np.random.default_rng(0).normal(size=(classes, dim)).astype(np.float32))
+    Anchors(model.card.classes, points).save(model.folder / "anchors.safetensors")
+    return kedge.Gallery.create(folder / "gallery", model.folder)
+
+
+def clustered(gallery, count, seed=1):
+    random = np.random.default_rng(seed)
+    points = gallery.model.search_anchors.vectors
+    vectors = points[random.integers(0, len(points), count)]
+    return unit_length(vectors + np.float32(0.03) * random.normal(size=vectors.shape).astype(np.float32))
+
+
+def measure_writing(folder, scale):
+    print("| ready-made vectors | anchors | s | a second |\n|---|---|---|---|")
+    for count, dim, classes in ((500_000, 64, 20), (500_000, 128, 100), (300_000, 256, 1000)):
+        place = folder / f"{dim}"
+        place.mkdir()
+        gallery, count = make_gallery(place, dim, classes), int(count * scale)
+        vectors = clustered(gallery, count)
+        started = time.perf_counter()
+        gallery.add_vectors(vectors)
+        took = time.perf_counter() - started
+        print(f"| {count:,} x {dim} | {classes} | {took:.1f} | {count / took:,.0f} |", flush=True)
+        shutil.rmtree(place)
+
+
+def measure_single_adds(folder, scale):
+    gallery, count = make_gallery(folder, 64, 20), int(10_000 * scale)
+    vectors, taken = clustered(gallery, count), []
+    for row in range(count):
+        started = time.perf_counter()
+        gallery.add_vectors(vectors[row : row + 1], ids=[str(row)])
+        taken.append(time.perf_counter() - started)
+    tenth = max(1, count // 10)
+    first, last = 1000 * np.mean(taken[:tenth]), 1000 * np.mean(taken[-tenth:])
+    print("| single adds | first tenth, ms each | last tenth | slowest | fragments at the end |\n|---|---|---|---|---|")
+    print(f"| {count:,} | {first:.1f} | {last:.1f} | {1000 * max(taken):.0f} | {gallery._table.fragments} |")
+
+
+def measure_removal(folder, scale):
+    gallery, count = make_gallery(folder, 64, 20), int(1_000_000 * scale)
+    half = count // 2
+    vectors = clustered(gallery, count)
+    gallery.add_vectors(vectors, metadata={"half": (np.arange(count) % 2).tolist()})
+    started = time.perf_counter()
+    removed = gallery.remove(where="half = 1")
+    took = time.perf_counter() - started
+    before, after = gallery.compact()
+    assert (removed, gallery.count()) == (half, count - half)
+    print("| removed | of | s | on disk before, MB | compacted |\n|---|---|---|---|---|")
+    print(f"| {removed:,} | {count:,} | {took:.1f} | {before / 1e6:,.0f} | {after / 1e6:,.0f} |")
+
+
+OPENING = """
+import resource, sys, time
+import numpy as np, kedge
+queries = np.load(sys.argv[2])
+with kedge.Gallery.open(sys.argv[1], half=sys.argv[3] == "half") as gallery:
+    started = time.perf_counter()
+    gallery._loaded_for(None)
+    took = time.perf_counter() - started
+    index = gallery._loaded.index
+    ids = index.search(queries, 100, "exact" if sys.argv[3] == "again" else 1).ids
+    np.save(sys.argv[4], ids)
+    print(took, index.nbytes / (4 * len(index) * index.dim), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def measure_opening(folder, scale):
+    gallery, count = make_gallery(folder, 256, 1000), int(1_000_000 * scale)
+    gallery.add_vectors(clustered(gallery, count))
+    np.save(folder / "queries.npy", clustered(gallery, 500, seed=2))
+    print("| 256 dimensions, 1,000 anchors | s | index / raw float32 | GiB at most | recall@100, 1 probe |")
+    print("|---|---|---|---|---|")
+    truth = None
+    for kind in ("again", "whole", "half"):
+        out = folder / f"{kind}.npy"
+        words = [sys.executable, "-c", OPENING, str(gallery.folder), str(folder / "queries.npy"), kind, str(out)]
+        took, ratio, most = map(float, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+        found = np.load(out)
+        if kind == "again":
+            truth, name = found, f"{count:,}, exact"
+        else:
+            name = f"{count:,}, {'float16' if kind == 'half' else 'float32'}"
+        recall = (
+            "" if truth is None else f"{np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]):.4f}"
+        )
+        print(f"| {name} | {took:.1f} | {ratio:.3f} | {most:.1f} | {recall} |", flush=True)
+
+
+def measure_filters(folder, scale):
+    gallery, count = make_gallery(folder, 128, 100), int(300_000 * scale)
+    vectors = clustered(gallery, count)
+    drawn = np.random.default_rng(3).random(count)
+    gallery.add_vectors(vectors, metadata={"share": drawn.tolist()})
+    queries = clustered(gallery, 20, seed=2)
+    gallery.search_vectors(queries[:1], 100)
+    print("| filter | matches | hits of 100 | one query, ms | exhaustive on these rows, ms |\n|---|---|---|---|---|")
+    for share in (0.0001, 0.01, 0.5):
+        rows = np.flatnonzero(drawn < share)
+        started = time.perf_counter()
+        results = [gallery.search_vectors(query[None], 100, where=f"share < {share}")[0] for query in queries]
+        took = 1000 * (time.perf_counter() - started) / len(queries)
+        started = time.perf_counter()
+        for query in queries:
+            matching = gallery._table.row_ids(f"share < {share}")  # what matches must be found out in either case
+            apart = vectors[rows] - query
+            np.argsort(np.vecdot(apart, apart))[:100]
+        flat = 1000 * (time.perf_counter() - started) / len(queries)
+        assert len(matching) == len(rows)
+        assert all(len(result.hits) == min(100, len(rows)) for result in results)
+        print(f"| share < {share} | {len(rows):,} | {len(results[0].hits)} | {took:.1f} | {flat:.1f} |", flush=True)
+
+
+def measure_duplicates(_folder, scale):
+    count, random = int(100_000 * scale), np.random.default_rng(0)
+    hashes = random.integers(-(2**63), 2**63 - 1, size=count)
+    vectors = unit_length(random.normal(size=(count, 64)).astype(np.float32))
+    copies = random.choice(count, size=2 * (count // 50), replace=False).reshape(2, -1)
+    hashes[copies[1]] = hashes[copies[0]] ^ (1 << random.integers(0, 62, copies.shape[1]))
+    vectors[copies[1]] = vectors[copies[0]]
+    hashes[: count // 100] = 0  # blank pictures, which all have one hash
+    names = [str(row) for row in range(count)]
+    started = time.perf_counter()
+    groups = duplicate_groups(names, names, names, names, hashes.tolist(), vectors, bits=4, distance=0.1)
+    took = time.perf_counter() - started
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print("| pictures | planted copies | groups found | s | GiB at most |\n|---|---|---|---|---|")
+    print(f"| {count:,} | {copies.shape[1]:,} | {len(groups):,} | {took:.1f} | {most:.1f} |")
+
+
+PARTS = {
+    "write": measure_writing,
+    "single": measure_single_adds,
+    "remove": measure_removal,
+    "open": measure_opening,
+    "where": measure_filters,
+    "duplicates": measure_duplicates,
+}
+
+
+def main():
+    options = parse()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("kedge", "pylance", "numpy"))
+    print(f"{date.today()}, {versions}.")
+    for part in options.parts:
+        print()
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[part](Path(folder), options.scale)
+
+
+if __name__ == "__main__":
+    main()
