@@ -146,8 +146,8 @@ def test_exact_search_of_clusters_looks_at_little():
     assert index.search_exhaustive(queries, 10).scanned_share == 1.0
 
 
-def test_more_anchors_than_the_table_of_pairs_is_kept_for():
-    for anchors in (3, 4, 5, 40):
+def test_exact_search_with_few_and_many_anchors():
+    for anchors in (1, 2, 5, 40):
         vectors, queries, points = vectors_of("clustered", 1, count=500, dim=8, anchors=anchors)
         index = TwoStageIndex(vectors, points)
         same_up_to_ties(index.search(queries, 7, "exact"), index.search_exhaustive(queries, 7))
@@ -184,6 +184,62 @@ def test_large_batches_are_cut_without_changing_the_answer(monkeypatch):
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.distances, other.distances)
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=st.sampled_from(KINDS), seed=st.integers(0, 10_000), k=st.sampled_from([1, 20, 400]))
+@pytest.mark.parametrize("few_numbers", [0, 1 << 17])
+def test_one_query_at_a_time_answers_as_a_batch_does(kind, seed, k, few_numbers):
+    vectors, queries, points = vectors_of(kind, seed, count=900, dim=24, anchors=3)
+    index = TwoStageIndex(vectors, points)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kedge.search.FEW_NUMBERS", few_numbers)
+        for probes in (1, 2, "exact"):
+            batch = index.search(queries, k, probes)
+            for row in range(len(queries)):
+                one = index.search(queries[row : row + 1], k, probes)
+                assert np.array_equal(one.ids[0], batch.ids[row])
+                assert np.array_equal(one.distances[0], batch.distances[row])
+                assert np.array_equal(one.probed[0], batch.probed[row])
+                assert one.scanned[0] == batch.scanned[row]
+
+
+def test_exact_search_looks_at_few_more_than_the_own_bucket_where_the_anchors_tell_most():
+    random = np.random.default_rng(0)
+    points = random.normal(size=(12, 40))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    # As embeddings are after training: wide along the directions of the anchors, narrow beside them.
+    mixed = random.dirichlet(np.full(12, 0.4), size=6040) @ points
+    vectors = (mixed + 0.01 * random.normal(size=mixed.shape)).astype(np.float32)
+    index = TwoStageIndex(vectors[:6000], points)
+    found = index.search(vectors[6000:], 20, "exact")
+    same_up_to_ties(found, index.search_exhaustive(vectors[6000:], 20))
+    own = index.search(vectors[6000:], 20, 1).scanned.mean()
+    assert found.scanned.mean() < 1.5 * own
+
+
+def test_half_precision_is_searched_as_it_is_held():
+    vectors, queries, points = vectors_of("clustered", 4, count=2000, dim=32)
+    half = TwoStageIndex(vectors.astype(np.float16), points)
+    rounded = TwoStageIndex(vectors.astype(np.float16).astype(np.float32), points)
+    assert half.nbytes < 0.7 * rounded.nbytes
+    for probes in (1, "exact"):
+        same_up_to_ties(half.search(queries, 9, probes), rounded.search(queries, 9, probes))
+
+
+def test_vectors_may_come_in_parts():
+    vectors, queries, points = vectors_of("clustered", 5)
+    buckets = np.random.default_rng(0).integers(0, len(points), len(vectors))
+    parts = (vectors[start : start + 33] for start in range(0, len(vectors), 33))
+    same_up_to_ties(
+        TwoStageIndex(parts, points, buckets).search(queries, 5, 2),
+        TwoStageIndex(vectors, points, buckets).search(queries, 5, 2),
+    )
+    for wrong, said in ((vectors[:-1], "119 vectors"), (np.concatenate([vectors, vectors]), "120 vectors of 6")):
+        with pytest.raises(InputError, match=said):
+            TwoStageIndex(iter([wrong]), points, buckets)
+    with pytest.raises(InputError, match="with their buckets"):
+        TwoStageIndex(iter([vectors]), points)
 
 
 def test_impossible_calls_are_named():
