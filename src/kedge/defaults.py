@@ -37,7 +37,7 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
         "image_size": max(side, least_image_size(backbone)),
         "dim": min(512, 64 * -(-classes // 64)),
         "epochs": min(MOST_EPOCHS, max(LEAST_EPOCHS, passes)),
-        "batch_size": min(100, max(16, count // 16)),
+        "batch_size": min(open_settings["batch_size"], max(16, count // 16)),
         "flip": dataset.mirror,
     }
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):

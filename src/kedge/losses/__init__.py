@@ -51,7 +51,8 @@ def _cross_entropy(num_classes: int, dim: int, settings: TrainingConfig) -> nn.M
     return CrossEntropy(num_classes, dim, label_smoothing=settings.label_smoothing or 0.0)
 
 
-_SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "head": "linear"}
+# A recipe's batch size is the largest: small collections take smaller batches.
+_SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "head": "linear", "batch_size": 100}
 _ANCHORS = {"margin": 8.0, "least_norm": 1.0, "anchor_start": "auto", "learnable_anchors": True}
 
 LOSSES: dict[str, LossRecipe] = {
@@ -62,7 +63,7 @@ LOSSES: dict[str, LossRecipe] = {
             "class-anchor margin on a sphere, with a throw-away classifier beside it (the default)",
             "this project, after arXiv:2306.00630",
             _class_anchor_margin(sphere=True),
-            {**_SHARED, **_ANCHORS, "auxiliary": 0.3},
+            {**_SHARED, **_ANCHORS, "auxiliary": 0.3, "batch_size": 50},
             on_sphere=True,
             learns_anchors=True,
         ),
@@ -86,6 +87,7 @@ LOSSES: dict[str, LossRecipe] = {
                 "label_smoothing": 0.1,
                 "head": "none",
                 "auxiliary": 0.0,
+                "batch_size": 100,
             },
         ),
         LossRecipe(
@@ -93,7 +95,7 @@ LOSSES: dict[str, LossRecipe] = {
             "the backbone's pooled features as they are; class means serve as anchors",
             "no training",
             None,
-            {"head": "none", "auxiliary": 0.0},
+            {"head": "none", "auxiliary": 0.0, "batch_size": 100},
         ),
     )
 }
