@@ -95,7 +95,7 @@ def test_exported_graph_equals_the_network(trained):
     assert np.abs(found - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cam-sphere"}))
+@pytest.mark.parametrize("loss", ["adaface", "cam", "cross-entropy", "none", "proxy-anchor", "triplet"])
 def test_every_loss_trains(loss, photos, tmp_path):
     model = kedge.train(photos, tmp_path / "model", loss=loss, **FAST)
     assert len(model.anchors) == 3

@@ -54,7 +54,9 @@ def main() -> None:
 def train(
     data: Annotated[str, typer.Argument(help="A data set's name, a folder of pictures, or a CSV or Parquet list.")],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    loss: Annotated[str | None, typer.Option(help="cam-sphere (default), cam, cross-entropy or none.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="cam-sphere (default), cam, or another that `kedge losses` lists.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="resnet10-half or any timm model.")] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from the published weights.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of a picture in pixels; default: as the data.")] = None,
@@ -117,6 +119,16 @@ def train(
     print(f"report  {model.folder / 'report.html'}")
     for split, figures in model.card.scores.items():
         print(f"{split:<11} " + "  ".join(f"{name} {_figure(value)}" for name, value in figures.items()))
+
+
+@app.command()
+def losses(json_: Json = False) -> None:
+    """List the losses that `kedge train --loss` takes."""
+    from kedge.losses import LOSSES
+
+    for recipe in LOSSES.values():
+        told = {"name": recipe.name, "summary": recipe.summary, "source": recipe.source}
+        print(json.dumps(told) if json_ else f"{recipe.name:<17} {recipe.summary} ({recipe.source})")
 
 
 @app.command()

@@ -53,8 +53,8 @@ class TrainingConfig(BaseModel):
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)
     """On backbone and head; anchors and classifiers have none."""
-    anchor_rate: float = Field(1.0, gt=0)
-    """Learning rate of the loss's parameters, relative to the network's."""
+    anchor_rate: float | None = Field(None, gt=0)
+    """Learning rate of the loss's parameters, relative to the network's; None: as the loss has it, 1 for most."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; it falls by a cosine after them."""
     gradient_clip: float | None = Field(None, gt=0)

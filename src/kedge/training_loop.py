@@ -156,7 +156,7 @@ class EmbeddingTraining(lightning.LightningModule):
         beside = [*self.loss.parameters(), *(self.classifier.parameters() if self.classifier else ())]
         groups: list[dict[str, Any]] = [{"params": trained, "lr": rate, "weight_decay": settings.weight_decay or 0.0}]
         if beside:
-            groups.append({"params": beside, "lr": rate * settings.anchor_rate, "weight_decay": 0.0})
+            groups.append({"params": beside, "lr": rate * (settings.anchor_rate or 1.0), "weight_decay": 0.0})
         optimizer: torch.optim.Optimizer
         if settings.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)

@@ -8,10 +8,22 @@ from torch import nn
 
 from kedge.config import TrainingConfig
 from kedge.errors import ConfigError, nearest_name
+from kedge.losses.adaface import AdaFace
+from kedge.losses.center import CenterLoss
 from kedge.losses.class_anchor_margin import ClassAnchorMargin, LossTerms
 from kedge.losses.cross_entropy import CrossEntropy
+from kedge.losses.metric_learning import metric_learning_loss
 
-__all__ = ["LOSSES", "ClassAnchorMargin", "CrossEntropy", "LossRecipe", "LossTerms", "loss_recipe"]
+__all__ = [
+    "LOSSES",
+    "AdaFace",
+    "CenterLoss",
+    "ClassAnchorMargin",
+    "CrossEntropy",
+    "LossRecipe",
+    "LossTerms",
+    "loss_recipe",
+]
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,27 @@ def _cross_entropy(num_classes: int, dim: int, settings: TrainingConfig) -> nn.M
     return CrossEntropy(num_classes, dim, label_smoothing=settings.label_smoothing or 0.0)
 
 
+def _center(num_classes: int, dim: int, settings: TrainingConfig) -> nn.Module:
+    return CenterLoss(num_classes, dim, label_smoothing=settings.label_smoothing or 0.0)
+
+
+def _adaface(num_classes: int, dim: int, settings: TrainingConfig) -> nn.Module:
+    return AdaFace(num_classes, dim, margin=0.4 if settings.margin is None else settings.margin)
+
+
+def _of_library(name: str) -> Callable[[int, int, TrainingConfig], nn.Module]:
+    def build(num_classes: int, dim: int, settings: TrainingConfig) -> nn.Module:
+        return metric_learning_loss(name, num_classes, dim, settings.margin)
+
+    return build
+
+
 # A recipe's batch size is the largest: small collections take smaller batches.
 _SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "head": "linear", "batch_size": 100}
+# What works for class anchors from scratch, until each rival is given tries of its own.
+_RIVAL = {**_SHARED, "auxiliary": 0.0}
+# Proxies learn a hundred times as fast as the network, as their authors have them.
+_PROXIES = {**_RIVAL, "anchor_rate": 100.0}
 _ANCHORS = {"margin": 8.0, "least_norm": 1.0, "anchor_start": "auto", "learnable_anchors": True}
 
 LOSSES: dict[str, LossRecipe] = {
@@ -89,6 +120,72 @@ LOSSES: dict[str, LossRecipe] = {
                 "auxiliary": 0.0,
                 "batch_size": 100,
             },
+        ),
+        LossRecipe(
+            "center",
+            "cross-entropy, and every picture drawn to a learned center of its class",
+            "Wen et al., ECCV 2016",
+            _center,
+            {**_RIVAL, "label_smoothing": 0.1},
+        ),
+        LossRecipe(
+            "contrastive",
+            "pairs of a class drawn together, others pushed a margin apart",
+            "Hadsell et al., CVPR 2006",
+            _of_library("contrastive"),
+            _RIVAL,
+        ),
+        LossRecipe(
+            "triplet",
+            "semi-hard triplets: the own class nearer than another by a margin",
+            "arXiv:1503.03832",
+            _of_library("triplet"),
+            _RIVAL,
+        ),
+        LossRecipe(
+            "arcface",
+            "softmax over angles, an added angle as margin",
+            "arXiv:1801.07698",
+            _of_library("arcface"),
+            _RIVAL,
+        ),
+        LossRecipe(
+            "cosface",
+            "softmax over cosines, a lower own cosine as margin",
+            "arXiv:1801.09414",
+            _of_library("cosface"),
+            _RIVAL,
+        ),
+        LossRecipe(
+            "adaface", "softmax over angles, a margin by the embedding's norm", "arXiv:2204.00964", _adaface, _RIVAL
+        ),
+        LossRecipe(
+            "proxy-anchor",
+            "a proxy a class, which draws and pushes all pictures of a batch",
+            "arXiv:2003.13911",
+            _of_library("proxy-anchor"),
+            _PROXIES,
+        ),
+        LossRecipe(
+            "proxy-nca",
+            "a proxy a class, the own one nearer than the others",
+            "arXiv:1703.07464",
+            _of_library("proxy-nca"),
+            _PROXIES,
+        ),
+        LossRecipe(
+            "supcon",
+            "each picture against all of its class in the batch, by softmax",
+            "arXiv:2004.11362",
+            _of_library("supcon"),
+            _RIVAL,
+        ),
+        LossRecipe(
+            "multi-similarity",
+            "pairs weighted by how they compare with the others",
+            "arXiv:1904.06627",
+            _of_library("multi-similarity"),
+            _RIVAL,
         ),
         LossRecipe(
             "none",

@@ -1,0 +1,64 @@
+"""The losses of pytorch-metric-learning, with the settings that their authors recommend."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MetricLearning", "metric_learning_loss"]
+
+
+class MetricLearning(nn.Module):
+    """A loss of pytorch-metric-learning, perhaps with a miner of its pairs: `loss(embeddings, labels)` -> scalar.
+
+    Arithmetic is at least float32. A batch in which there is no pair to learn from has a loss of 0.
+    """
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.loss, self.miner = loss, miner
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of embeddings (batch, d) and labels (batch,)."""
+        with torch.autocast(device_type=embeddings.device.type, enabled=False):
+            points = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            pairs = () if self.miner is None else (self.miner(points, labels),)
+            found: Tensor = self.loss(points, labels, *pairs)
+            return found
+
+
+def metric_learning_loss(name: str, num_classes: int, dim: int, margin: float | None) -> MetricLearning:
+    """Return a loss by Kedge's name for it; margin goes over the authors', where the loss has one."""
+    from pytorch_metric_learning import losses, miners
+
+    def with_margin(kind: Callable[..., nn.Module], default: float, *arguments: int, **options: Any) -> nn.Module:
+        return kind(*arguments, margin=default if margin is None else margin, **options)
+
+    if name == "contrastive":
+        # Hadsell, Chopra and LeCun, CVPR 2006, on unit vectors.
+        return MetricLearning(losses.ContrastiveLoss(pos_margin=0.0, neg_margin=1.0 if margin is None else margin))
+    if name == "triplet":
+        # Schroff, Kalenichenko and Philbin, arXiv:1503.03832: margin 0.2, semi-hard triplets.
+        miner = with_margin(miners.TripletMarginMiner, 0.2, type_of_triplets="semihard")
+        return MetricLearning(with_margin(losses.TripletMarginLoss, 0.2), miner)
+    if name == "arcface":
+        # arXiv:1801.07698: a margin of 0.5 (28.6 degrees), scale 64.
+        return MetricLearning(with_margin(losses.ArcFaceLoss, 28.6, num_classes, dim, scale=64))
+    if name == "cosface":
+        # arXiv:1801.09414: margin 0.35, scale 64.
+        return MetricLearning(with_margin(losses.CosFaceLoss, 0.35, num_classes, dim, scale=64))
+    if name == "proxy-anchor":
+        # arXiv:2003.13911: margin 0.1, alpha 32.
+        return MetricLearning(with_margin(losses.ProxyAnchorLoss, 0.1, num_classes, dim, alpha=32))
+    if name == "proxy-nca":
+        # arXiv:1703.07464, on unit vectors with a scale of 3.
+        return MetricLearning(losses.ProxyNCALoss(num_classes, dim, softmax_scale=3))
+    if name == "supcon":
+        # arXiv:2004.11362: temperature 0.1.
+        return MetricLearning(losses.SupConLoss(temperature=0.1))
+    if name == "multi-similarity":
+        # arXiv:1904.06627: alpha 2, beta 50, lambda 0.5, pairs mined with epsilon 0.1.
+        loss = losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
+        return MetricLearning(loss, miners.MultiSimilarityMiner(epsilon=0.1))
+    raise ValueError(name)

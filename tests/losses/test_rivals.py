@@ -1,0 +1,118 @@
+"""The losses that class anchors are measured against: their formulas, and batches that are awkward."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kedge.config import TrainingConfig
+from kedge.errors import ConfigError
+from kedge.losses import LOSSES, AdaFace, CenterLoss, loss_recipe
+
+TRAINED = sorted(name for name, recipe in LOSSES.items() if recipe.build is not None)
+
+
+def built(name, num_classes=5, dim=8):
+    recipe = LOSSES[name]
+    torch.manual_seed(0)
+    return recipe.build(num_classes, dim, TrainingConfig(**recipe.settings))
+
+
+def drawn(count=12, dim=8, classes=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(count, dim, generator=generator)
+    return embeddings.requires_grad_(), torch.arange(count) % classes
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 1, 2, 3, 4, 0, 1, 2], [3] * 8, [0, 0, 0, 0, 1, 1, 1, 2], [0, 1, 2, 3]],
+    ids=["usual", "one", "few", "pairless"],
+)
+def test_every_batch_has_a_finite_loss_and_gradient(name, labels):
+    embeddings, _ = drawn(len(labels))
+    loss = built(name)(embeddings, torch.tensor(labels))
+    assert loss.shape == ()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert embeddings.grad is not None
+    assert torch.isfinite(embeddings.grad).all()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_equal_embeddings_have_a_finite_gradient(name):
+    embeddings = torch.ones(6, 8, requires_grad=True)
+    built(name)(embeddings, torch.tensor([0, 0, 1, 1, 2, 2])).backward()
+    assert torch.isfinite(embeddings.grad).all()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_reckoned_in_float32(name, kind):
+    embeddings, labels = drawn()
+    rounded = embeddings.detach().to(kind)
+    expected = built(name)(rounded.float(), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = built(name)(rounded, labels)
+    assert found.dtype == torch.float32
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_few_steps_bring_the_loss_down(name):
+    loss, (embeddings, labels) = built(name), drawn(20)
+    points = torch.nn.Parameter(embeddings.detach().clone())
+    optimizer = torch.optim.Adam([points, *loss.parameters()], lr=0.05)
+    values = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = loss(points, labels)
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[-1] < values[0]
+
+
+def test_center_loss_is_cross_entropy_and_half_the_weighted_squares():
+    loss, (embeddings, labels) = CenterLoss(5, 8, weight=0.2), drawn()
+    with torch.no_grad():
+        loss.centers.copy_(torch.randn(5, 8))
+    embeddings = embeddings.detach()
+    classifier = loss.cross_entropy.classifier
+    logits = (embeddings @ classifier.weight.T + classifier.bias).detach()
+    expected = 0.0
+    for row, label in enumerate(labels.tolist()):
+        expected -= float(logits[row].log_softmax(0)[label]) / 12
+        expected += 0.1 * float(((embeddings[row] - loss.centers[label].detach()) ** 2).sum()) / 12
+    assert float(loss(embeddings, labels).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_adaface_is_its_formula():
+    loss, (embeddings, labels) = AdaFace(5, 8, margin=0.4, concentration=0.333, scale=10.0), drawn()
+    loss.mean.fill_(2.5)
+    loss.deviation.fill_(0.7)
+    found = float(loss.eval()(embeddings, labels).detach())  # the averages stand still
+    points, prototypes = embeddings.detach().double().numpy(), loss.prototypes.detach().double().numpy()
+    total = 0.0
+    for point, label in zip(points, labels.tolist(), strict=True):
+        norm = float(np.linalg.norm(point))
+        quality = min(1.0, max(-1.0, (norm - 2.5) / (0.7 / 0.333 + 1e-3)))
+        cosines = [float(point @ p) / (norm * float(np.linalg.norm(p))) for p in prototypes]
+        cosines[label] = math.cos(math.acos(cosines[label]) - 0.4 * quality) - (0.4 * quality + 0.4)
+        total += math.log(sum(math.exp(10 * c) for c in cosines)) - 10 * cosines[label]
+    assert found == pytest.approx(total / 12, rel=1e-5)
+
+
+def test_adaface_keeps_moving_averages_of_norms():
+    loss, (embeddings, labels) = AdaFace(5, 8, momentum=0.9), drawn()
+    norms = embeddings.detach().norm(dim=1)
+    loss(embeddings, labels)
+    assert float(loss.mean) == pytest.approx(0.9 * 20 + 0.1 * float(norms.mean()))
+    assert float(loss.deviation) == pytest.approx(0.9 * 100 + 0.1 * float(norms.std()))
+
+
+def test_an_unknown_loss_names_the_nearest():
+    with pytest.raises(ConfigError, match="arcface"):
+        loss_recipe("arc-face")
