@@ -372,14 +372,16 @@ class TwoStageIndex:
     def _nearest_among(self, near: _Queries, places: slice | Rows, k: int) -> Keys:
         """Return the keys of the k nearest of some places, ascending, shape (queries, k)."""
         count = _count(places)
-        keys = np.empty((len(near), k), dtype=np.int64)
-        if count and count <= GALLERY_BLOCK and (len(near) > 1 or count * self.dim <= FEW_NUMBERS):
-            doubles, rows = self._vectors[places].astype(np.float64), self._rows[places]
-            for part in _blocks(len(near), max(1, BLOCK_PAIRS // count)):
-                keys[part] = _least(_keys(near[part], doubles, self._squares[places], rows), k)
+        keys = np.full((len(near), k), NO_KEY, dtype=np.int64)
+        if len(near) == 1 and count * self.dim > FEW_NUMBERS:
+            keys[0] = self._nearest_of_one(near, places, k)
             return keys
-        for row in range(len(near)):
-            keys[row] = self._nearest_of_one(near[row : row + 1], places, k)
+        for part in _blocks(count):
+            held = _part_of(places, part)
+            doubles, squares, rows = self._vectors[held].astype(np.float64), self._squares[held], self._rows[held]
+            for some in _blocks(len(near), max(1, BLOCK_PAIRS // len(rows))):
+                found = _least(_keys(near[some], doubles, squares, rows), k)
+                keys[some] = found if part.start == 0 else _least(np.concatenate([keys[some], found], axis=1), k)
         return keys
 
     def _nearest_of_one(self, near: _Queries, places: slice | Rows, k: int) -> Keys:
@@ -394,11 +396,7 @@ class TwoStageIndex:
         error = float(near.error[0])
         best = np.full(k, NO_KEY, dtype=np.int64)
         for part in _blocks(count):
-            held: slice | Rows
-            if isinstance(places, slice):
-                held = slice(places.start + part.start, places.start + part.stop)
-            else:
-                held = places[part]
+            held = _part_of(places, part)
             chosen = held
             if part.stop - part.start > k:
                 approximate = self._vectors[held].astype(np.float32, copy=False) @ query
@@ -565,6 +563,11 @@ class TwoStageIndex:
 
 def _count(places: slice | Rows) -> int:
     return int(places.stop - places.start) if isinstance(places, slice) else len(places)
+
+
+def _part_of(places: slice | Rows, part: slice) -> slice | Rows:
+    """Return some of the places, by their position among them."""
+    return slice(places.start + part.start, places.start + part.stop) if isinstance(places, slice) else places[part]
 
 
 def _keys(near: _Queries, vectors: Doubles, squares: Doubles, rows: Rows) -> Keys:
