@@ -129,20 +129,25 @@ class _Sketch:
 
     centre: Doubles
     directions: Doubles
-    points: Vectors
-    squares: Vectors
+    rows: Vectors
+    """A point y of each vector, as (-2 y, ||y||^2): one product gives its squared distances, (n, r + 2)."""
 
-    def distances(self, query: Doubles, places: slice | Rows) -> Vectors:
+    @classmethod
+    def of(cls, parts: Iterable[Floats], count: int, centre: Doubles, directions: Doubles) -> Self:
+        """Work out the points of vectors that come in parts, `count` in all."""
+        rows = np.empty((count, directions.shape[1] + 2), dtype=np.float32)
+        start = 0
+        for part in parts:
+            points = cls.project(part, centre, directions)
+            rows[start : start + len(points), :-1] = -2 * points
+            rows[start : start + len(points), -1] = _squares(points)
+            start += len(points)
+        return cls(centre, directions, rows)
+
+    def squared_distances(self, query: Doubles, places: slice | Rows) -> Vectors:
         """Return the squared distances of one query's point, (1, d), to those of some places."""
         (point,) = self.project(query, self.centre, self.directions)
-        if not isinstance(places, slice) and 2 * len(places) > len(self.points):
-            products = (self.points @ point)[places]  # gathering most of the points would take longer
-        else:
-            products = self.points[places] @ point
-        products *= -2.0
-        products += self.squares[places]
-        products += point @ point
-        return products
+        return self.rows[places] @ np.append(point, np.float32(1)) + point @ point
 
     @staticmethod
     def project(vectors: Floats, centre: Doubles, directions: Doubles) -> Vectors:
@@ -234,7 +239,7 @@ class TwoStageIndex:
         """Bytes that the index holds, its projection included once there is one."""
         held = [self._rows, self._vectors, self._squares, *(self._filing or ())]
         sketch = self.__dict__.get("_sketch")
-        return sum(part.nbytes for part in (*held, *((sketch.points, sketch.squares) if sketch else ())))
+        return sum(part.nbytes for part in (*held, *((sketch.rows,) if sketch else ())))
 
     def search(
         self,
@@ -443,9 +448,9 @@ class TwoStageIndex:
             scanned[rows] = seen @ sizes
             for row, at in enumerate(range(rows.start, rows.stop)):
                 visited = np.flatnonzero(seen[row] & (sizes > 0))
-                more = np.flatnonzero(within[row] & ~seen[row] & (sizes > 0))
-                if len(more):
-                    keys[at], compared = self._finish(part[row : row + 1], self._places(usable, more), k, keys[at])
+                more = within[row] & ~seen[row] & (sizes > 0)
+                if more.any():
+                    keys[at], compared = self._finish(part[row : row + 1], more, usable, k, keys[at])
                     scanned[at] += len(compared)
                     visited = np.union1d(visited, np.searchsorted(self._starts, compared, side="right") - 1)
                 probed.append(visited[np.argsort(squared[row, visited], kind="stable")])
@@ -462,20 +467,25 @@ class TwoStageIndex:
         plane[half_over == 0] = -np.inf
         return np.maximum(radius, plane, out=plane)
 
-    def _finish(self, near: _Queries, places: slice | Rows, k: int, best: Keys) -> tuple[Keys, Rows]:
-        """Return the k best of one query's keys so far and those of more places, and the places it was compared with.
+    def _finish(self, near: _Queries, buckets: Mask, usable: _Usable, k: int, best: Keys) -> tuple[Keys, Rows]:
+        """Return the k best of one query's keys and of more buckets, (anchors,), and the places it was compared with.
 
         Only those are compared whose projections are near enough, and the most promising first: they bring the limit
         down for the rest.
         """
         sketch = self._sketch
-        bounds = sketch.distances(near.double, places)
-        error = 2 * (sketch.points.shape[1] + 8) * UNIT * (2 * (float(np.sqrt(near.squares[0])) + self._largest)) ** 2
+        # Where most of them are to be looked at, gathering them would take longer than looking at all.
+        whole = usable.places is None and 2 * int(usable.sizes[buckets].sum()) > len(self)
+        places = slice(0, len(self)) if whole else self._places(usable, np.flatnonzero(buckets))
+        bounds = sketch.squared_distances(near.double, places)
+        error = 2 * (sketch.rows.shape[1] + 8) * UNIT * (2 * (float(np.sqrt(near.squares[0])) + self._largest)) ** 2
 
         def within(of: Vectors) -> Rows:
             return np.flatnonzero(of <= float(self._limit(best[-1:], near.squares)[0]) ** 2 + error)
 
         chosen = within(bounds)
+        if whole:
+            chosen = chosen[buckets[np.searchsorted(self._starts, chosen, side="right") - 1]]
         rounds = [chosen]
         if len(chosen) > 2 * k:
             by_bound = chosen[np.argpartition(bounds[chosen], k - 1)]
@@ -538,10 +548,7 @@ class TwoStageIndex:
             _, directions = eigh(spread, subset_by_index=(self.dim - most, self.dim - 1))
         else:
             directions = np.zeros((self.dim, 0))
-        points = np.empty((len(self), most + 1), dtype=np.float32)
-        for part in _blocks(len(self)):
-            points[part] = _Sketch.project(self._vectors[part], centre, directions)
-        return _Sketch(centre, directions, points, _squares(points))
+        return _Sketch.of((self._vectors[part] for part in _blocks(len(self))), len(self), centre, directions)
 
     # What is given
 
