@@ -639,6 +639,7 @@ def _matrix(values: npt.ArrayLike, what: str, kind: type[np.floating]) -> npt.ND
 
 def _check_finite(vectors: Floats, what: str) -> None:
     for rows in _blocks(len(vectors)):
-        finite = np.isfinite(vectors[rows]).all(axis=1)
+        finite = np.isfinite(vectors[rows])
         if not finite.all():
+            finite = finite.all(axis=1)
             raise InputError(f"{what}: row {rows.start + int(finite.argmin())} is not finite")
