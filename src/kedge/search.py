@@ -641,5 +641,4 @@ def _check_finite(vectors: Floats, what: str) -> None:
     for rows in _blocks(len(vectors)):
         finite = np.isfinite(vectors[rows])
         if not finite.all():
-            finite = finite.all(axis=1)
-            raise InputError(f"{what}: row {rows.start + int(finite.argmin())} is not finite")
+            raise InputError(f"{what}: row {rows.start + int(np.argmin(finite)) // vectors.shape[1]} is not finite")
