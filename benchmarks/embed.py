@@ -3,7 +3,7 @@
     python benchmarks/embed.py MODEL DATA OUT.npz
 
 Writes queries (test pictures), gallery (training pictures) and anchors, all as the gallery of that model searches them,
-query_labels and gallery_labels (numbers of classes), and known, whether the model has an anchor for each query's class.
+query_labels and gallery_labels (numbers of classes).
 """
 
 import sys
@@ -31,7 +31,6 @@ def main():
     encoder = kedge.Encoder(model)
     queries, query_labels = encoded(encoder, dataset.test)
     gallery, gallery_labels = encoded(encoder, dataset.gallery)
-    has_anchor = np.asarray([name in model.card.classes for name in dataset.classes])
     np.savez(
         Path(out),
         queries=queries,
@@ -39,7 +38,6 @@ def main():
         anchors=model.search_anchors.vectors,
         query_labels=query_labels,
         gallery_labels=gallery_labels,
-        known=has_anchor[query_labels],
     )
 
 

@@ -1,14 +1,13 @@
 """Does the distance to the nearest anchor tell pictures of known classes from others?
 
-    python benchmarks/embed.py MODEL DATA OUT.npz      # DATA holds classes that MODEL was not trained on, too
-    python benchmarks/unknown.py MODEL OUT.npz
+    python benchmarks/unknown.py MODEL DATA      # DATA holds classes that MODEL was not trained on, too
 
-Prints the AUROC of seen against unseen classes' test pictures, and how many of each `known` lets pass.
+Embeds the test pictures of DATA. Prints the AUROC of those of seen against those of unseen classes, and how many of
+each `known` lets pass, as it was calibrated when the model was trained.
 """
 
 import sys
 
-import numpy as np
 from sklearn.metrics import roc_auc_score
 
 import kedge
@@ -16,16 +15,20 @@ from kedge.calibration import nearest_anchor_distances
 
 
 def main():
-    folder, path = sys.argv[1:]
-    model, stored = kedge.Model.load(folder), np.load(path)
-    seen = stored["known"]
-    distances = nearest_anchor_distances(stored["queries"], stored["anchors"])
+    folder, data = sys.argv[1:]
+    model = kedge.Model.load(folder)
+    dataset = kedge.load_dataset(data, seed=int(model.card.trained.get("seed", 0)), membership=model.splits())
+    encoder = kedge.Encoder(model)
+    test = dataset.test.decode(encoder.image_size)
+    distances = nearest_anchor_distances(encoder.encode(test.pixels), model.search_anchors.vectors)
+    seen = [dataset.classes[label] in model.card.classes for label in test.labels]
     passed = model.calibration.known(distances)
-    print("| classes seen | pictures | unseen: pictures | AUROC | seen called known | unseen called known |")
+    of_seen, of_unseen = (passed[[row is wanted for row in seen]] for wanted in (True, False))
+    print("| classes seen | their pictures | others | AUROC | seen called known | others called known |")
     print("|---|---|---|---|---|---|")
     print(
-        f"| {len(stored['anchors'])} | {seen.sum():,} | {(~seen).sum():,} | {roc_auc_score(seen, -distances):.3f} "
-        f"| {passed[seen].mean():.1%} | {passed[~seen].mean():.1%} |"
+        f"| {len(model.card.classes)} | {len(of_seen):,} | {len(of_unseen):,} | {roc_auc_score(seen, -distances):.3f} "
+        f"| {of_seen.mean():.1%} | {of_unseen.mean():.1%} |"
     )
 
 
