@@ -105,3 +105,17 @@ def test_versions_are_listed_and_gone_back_to(tmp_path):
         assert gallery.count() == 3
         assert len(gallery.versions()) == 1
         assert gallery.check() == []
+
+
+def test_versions_do_not_grow_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("kedge.pictures_table._MOST_KEPT", 40)
+    with Gallery.create(tmp_path / "gallery", make_model(tmp_path / "model")) as gallery:
+        vector = gallery.model.search_anchors.vectors[:1]
+        for number in range(120):
+            gallery.add_vectors(vector, ids=[str(number)])
+        assert 40 <= len(gallery.versions()) < 100
+        assert gallery.count() == 120
+        oldest = gallery.versions()[0]
+        gallery.restore(oldest.number)
+        assert gallery.count() == oldest.pictures < 120
+        assert gallery.check() == []

@@ -247,7 +247,7 @@ class Gallery:
         return report
 
     def versions(self) -> list[Version]:
-        """Return the states that can be gone back to, oldest first: those of the last day, until it is compacted."""
+        """Return the states that can be gone back to, oldest first: of the last day, at most some thousand."""
         self._table.refresh()
         return self._table.versions()
 

@@ -4,7 +4,9 @@ Every write is one commit: after a kill at any instant the table holds all of it
 no writer about the others; writers of the same picture are kept apart by the mark on the column `id`.
 """
 
+import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +33,9 @@ _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 _RETRIES, _PATIENCE = 100, timedelta(minutes=5)
 # Small fragments are made into bigger ones a tier at a time, so that a picture is rewritten twice, not at every add.
 _TIERS, _MANY = (1024, 65536), 32
-# Older versions stay for so long, to go back to; readers and writers of other processes need them for seconds.
-_KEPT = timedelta(days=1)
+# Older versions stay for so long, but no more than so many, to go back to; other processes need them for seconds. Each
+# makes every commit a little slower, and dropping some takes a look at all: it waits until a quarter more are there.
+_KEPT, _MOST_KEPT, _SLACK = timedelta(days=1), 1000, 1.25
 _LOST = re.compile(r"not found", re.IGNORECASE)
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -40,7 +43,7 @@ _FAILURES = (OSError, ValueError, RuntimeError, CommitConflictError)
 
 
 def _schema(dim: int) -> pa.Schema:
-    time = pa.timestamp("us", tz="UTC")
+    moment = pa.timestamp("us", tz="UTC")
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False, metadata=_KEY),
@@ -57,8 +60,8 @@ def _schema(dim: int) -> pa.Schema:
             pa.field("thumbnail", pa.binary()),
             pa.field("perceptual_hash", pa.int64()),
             pa.field("file_size", pa.int64()),
-            pa.field("modified_at", time),
-            pa.field("added_at", time, nullable=False),
+            pa.field("modified_at", moment),
+            pa.field("added_at", moment, nullable=False),
         ]
     )
 
@@ -295,9 +298,16 @@ class PicturesTable:
                 sizes = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
                 if sum(size < rows for size in sizes) > _MANY:
                     self._dataset.optimize.compact_files(target_rows_per_fragment=rows)
-                    self._dataset.cleanup_old_versions(older_than=_KEPT)
+                    self._drop_old_versions()
         except _FAILURES:
             self.refresh()
+
+    def _drop_old_versions(self) -> None:
+        written = [entry.stat().st_mtime for entry in os.scandir(Path(self._dataset.uri, "_versions"))]
+        if len(written) > _SLACK * _MOST_KEPT:
+            self._dataset.cleanup_old_versions(retain_versions=_MOST_KEPT)
+        elif time.time() - min(written) > _SLACK * _KEPT.total_seconds():
+            self._dataset.cleanup_old_versions(older_than=_KEPT)
 
     def compact(self) -> None:
         """Make one fragment of many, drop removed rows and all older versions, and give back their space."""
