@@ -12,6 +12,8 @@ LAYERS = [
     {"__main__", "__init__"},
     {"cli"},
     {"demo"},
+    {"compare"},
+    {"grid", "cell"},
     {"training"},
     {"training_loop", "export", "defaults"},
     {"page"},
@@ -27,7 +29,7 @@ LAYERS = [
     {"anchors", "picture", "metrics", "config", "progress"},
     {"errors"},
 ]
-WITH_TORCH = {"demo", "training", "training_loop", "defaults", "export", "losses", "network", "augmentation"}
+WITH_TORCH = {"demo", "compare", "grid", "cell", "training", "training_loop", "defaults", "export", "losses", "network", "augmentation"}
 
 
 def noun(path):

@@ -11,7 +11,7 @@ from kedge.errors import ConfigError, nearest_name
 
 __all__ = ["PRESETS", "Features", "TrainingConfig"]
 
-Features = Literal["embedding", "pooled", "joint"]
+Features = Literal["embedding", "pooled", "joint", "softmax"]
 
 # Settings known by a name of their own, given as --preset or `preset =` in a TOML file.
 PRESETS: dict[str, dict[str, Any]] = {"paper-like": {"loss": "cam", "margin": 2.0, "weight_decay": 0.02}}
@@ -64,6 +64,9 @@ class TrainingConfig(BaseModel):
     brightness: float = Field(0.4, ge=0, lt=1)
 
     margin: float | None = Field(None, gt=0)
+    scale: float | None = Field(None, gt=0)
+    """Of the loss: s of arcface, cosface and adaface, alpha of proxy-anchor, beta of multi-similarity, the softmax
+    scale of proxy-nca, 1 / temperature of supcon, the weight of center; None: as its authors have it."""
     least_norm: float | None = Field(None, ge=0)
     anchor_start: Literal["auto", "base", "simplex", "random"] | None = None
     learnable_anchors: bool | None = None

@@ -42,6 +42,8 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     }
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
         raise ConfigError("--loss none takes the backbone as it is: leave --features and --freeze-backbone out")
+    if config.features == "softmax" and not recipe.classifies:
+        raise ConfigError(f"--loss {recipe.name} learns no classifier: --features softmax goes with cross-entropy")
     given = config.model_dump(exclude_none=True)
     merged = {**open_settings, **given}
     if merged.get("head") == "none":

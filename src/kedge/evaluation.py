@@ -20,7 +20,16 @@ from kedge.metrics import average_precision, hit_at, interpolated_precision, pre
 from kedge.model import Distance, Model
 from kedge.search import TwoStageIndex
 
-__all__ = ["Report", "SearchFigures", "evaluate", "evaluate_dataset", "evaluate_vectors", "exhaustive_map", "load_for"]
+__all__ = [
+    "Report",
+    "SearchFigures",
+    "encode_split",
+    "evaluate",
+    "evaluate_dataset",
+    "evaluate_vectors",
+    "exhaustive_map",
+    "load_for",
+]
 
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -140,8 +149,8 @@ def evaluate_dataset(model: Model, dataset: Dataset, *, probes: Sequence[Probes]
             f"{dataset.name} has no picture that {model.folder} was not trained on: nothing to test with"
         )
     encoder = Encoder(model)
-    queries, query_labels = _encode(encoder, dataset.test)
-    gallery, gallery_labels = _encode(encoder, dataset.gallery)
+    queries, query_labels, _ = encode_split(encoder, dataset.test)
+    gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
     return evaluate_vectors(
         queries,
         query_labels,
@@ -155,14 +164,16 @@ def evaluate_dataset(model: Model, dataset: Dataset, *, probes: Sequence[Probes]
     )
 
 
-def _encode(encoder: Encoder, split: Split) -> tuple[Vectors, Labels]:
-    """Return raw vectors and labels of a split's readable pictures; pictures are held a block at a time."""
+def encode_split(encoder: Encoder, split: Split) -> tuple[Vectors, Labels, tuple[str, ...]]:
+    """Return raw vectors, labels and content hashes of a split's readable pictures, held a block at a time."""
     vectors, labels = [np.zeros((0, encoder.dim), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
+    hashes: list[str] = []
     for start in range(0, len(split), PICTURES_AT_ONCE):
         decoded = split[start : start + PICTURES_AT_ONCE].decode(encoder.image_size)
         vectors.append(encoder.encode(decoded.pixels, raw=True))
         labels.append(decoded.labels)
-    return np.concatenate(vectors), np.concatenate(labels)
+        hashes += decoded.hashes
+    return np.concatenate(vectors), np.concatenate(labels), tuple(hashes)
 
 
 def evaluate_vectors(

@@ -79,17 +79,22 @@ class StoredEmbedding(nn.Module):
     """The network as it is exported: pictures (n, s, s, 3) uint8 -> the vectors a gallery stores, (n, d) float32.
 
     features="embedding": the head's output; "pooled": the backbone's pooled features; "joint": the unit vector of
-    [e ; 2 f], e the unit embedding and f the unit centred pooled features, for collections whose classes change.
+    [e ; 2 f], e the unit embedding and f the unit centred pooled features, for collections whose classes change;
+    "softmax": the probabilities that `classifier`, a linear layer on the embedding, gives the classes.
     """
 
-    def __init__(self, network: Network, features: Features) -> None:
+    def __init__(self, network: Network, features: Features, classifier: nn.Linear | None = None) -> None:
         super().__init__()
+        if (features == "softmax") != (classifier is not None):
+            raise ValueError("a classifier is needed for softmax features, and for no others")
         self.network = network
         self.features = features
+        self.classifier = classifier
         self.dim = {
             "embedding": network.dim,
             "pooled": network.feature_dim,
             "joint": network.dim + network.feature_dim,
+            "softmax": classifier.out_features if classifier else 0,
         }[features]
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -97,6 +102,8 @@ class StoredEmbedding(nn.Module):
         embeddings, pooled = self.network(pictures)
         if self.features == "pooled":
             return pooled
+        if self.classifier is not None:
+            return self.classifier(embeddings).softmax(dim=1)
         if self.features == "joint":
             centred = F.normalize(pooled - self.network.feature_mean, dim=1)
             return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)

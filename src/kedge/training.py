@@ -40,12 +40,14 @@ def train(
     *,
     resume: bool = False,
     quiet: bool = False,
+    evaluate: bool = True,
     **settings: Any,
 ) -> Model:
     """Train an embedding on labelled pictures and write it to the model folder `out`.
 
     data: a data set's name or a folder or list of labelled pictures. settings: see `TrainingConfig`. While it runs its
-    state lies in `OUT.partial/`; `resume=True` goes on from there. Raises InputError before anything is written,
+    state lies in `OUT.partial/`; `resume=True` goes on from there. `evaluate=False` leaves the test pictures alone:
+    the report then shows the training only. Raises InputError before anything is written,
     DivergedError when the loss is not finite.
     """
     out = Path(out)
@@ -82,7 +84,7 @@ def train(
     stage = partial / "model"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
-    stored = StoredEmbedding(network.to(_device()).eval(), resolved.features)
+    stored = StoredEmbedding(network, resolved.features, _classifier(loss, resolved)).to(_device()).eval()
     if resolved.features == "joint":
         network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
     encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
@@ -106,17 +108,17 @@ def train(
         anchor_distances=calibration.quantiles if calibration else None,
     )
     write_card(stage, card, anchors)
-    _say("evaluating on the test pictures", quiet or not len(dataset.test))
-    _report(stage, dataset)
+    _say("evaluating on the test pictures", quiet or not evaluate or not len(dataset.test))
+    _report(stage, dataset, evaluate)
     stage.rename(out)
     shutil.rmtree(partial)
     return Model.load(out)
 
 
-def _report(folder: Path, dataset: Dataset) -> None:
+def _report(folder: Path, dataset: Dataset, evaluate: bool) -> None:
     """Evaluate the staged model on the test pictures, if there are any; add the scores to its card, write its page."""
     model, report, material = Model.load(folder), None, None
-    if len(dataset.test):
+    if evaluate and len(dataset.test):
         report = evaluate_dataset(model, dataset)
         scores = {**model.card.scores, "test": report.headline()}
         write_card(folder, model.card.model_copy(update={"scores": scores}), model.anchors)
@@ -136,6 +138,13 @@ def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -
         pretrained=settings.pretrained,
         on_sphere=recipe.on_sphere,
     )
+
+
+def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch.nn.Linear | None:
+    """Return the loss's own classifier where its probabilities are what is stored."""
+    if loss is None or settings.features != "softmax":
+        return None
+    return next(module for module in loss.modules() if isinstance(module, torch.nn.Linear))
 
 
 def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> None:

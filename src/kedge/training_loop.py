@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,6 +195,9 @@ class _EpochLog(Callback):
         total = int(trainer.estimated_stepping_batches)
         self.task = self.bar.add_task("", total=total, completed=trainer.global_step, epoch=trainer.current_epoch + 1)
 
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.began = time.perf_counter()
+
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.bar.update(self.task, completed=trainer.global_step, epoch=trainer.current_epoch + 1)
 
@@ -201,12 +205,13 @@ class _EpochLog(Callback):
         assert isinstance(module, EmbeddingTraining)
         line: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         line |= {name: total / module.steps for name, total in module.sums.items()}
+        line["seconds"] = round(time.perf_counter() - self.began, 3)
         if self.validation is not None:
             line["validation_map"] = _validation_map(module, self.validation)
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if not self.quiet:
-            said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "epoch")
+            said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in ("epoch", "seconds"))
             self.bar.console.print(
                 f"epoch {line['epoch']}/{trainer.max_epochs}  {said}", highlight=False, soft_wrap=True
             )

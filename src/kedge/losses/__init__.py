@@ -26,6 +26,21 @@ __all__ = [
 ]
 
 
+# Every loss gets the same tries of optimiser, rate and decay, then as many of its main setting, then a smaller batch.
+OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
+    {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay, "batch_size": 100}
+    for optimizer, rate, decay in (
+        ("adamw", 4e-3, 0.5),
+        ("adamw", 4e-3, 0.1),
+        ("adamw", 1e-3, 0.5),
+        ("adamw", 1e-3, 0.1),
+        ("sgd", 0.05, 0.02),
+        ("sgd", 0.05, 0.005),
+    )
+)
+BATCH_TRIES: tuple[Mapping[str, Any], ...] = ({"batch_size": 50},)
+
+
 @dataclass(frozen=True)
 class LossRecipe:
     """A loss by name. `build(num_classes, dim, settings)` makes it; None: nothing is trained.
@@ -41,6 +56,14 @@ class LossRecipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     on_sphere: bool = False
     learns_anchors: bool = False
+    classifies: bool = False
+    """It has a linear classifier on the embedding, whose probabilities can be stored: `features="softmax"`."""
+    own_tries: tuple[Mapping[str, Any], ...] = ()
+    """Other values of its main setting, tried when settings are chosen on validation pictures."""
+
+    def tries(self) -> tuple[tuple[Mapping[str, Any], ...], ...]:
+        """Return the settings to try, stage by stage: the best of a stage is kept for the next."""
+        return (OPTIMISER_TRIES, self.own_tries, BATCH_TRIES) if self.build else ()
 
 
 def _class_anchor_margin(sphere: bool) -> Callable[[int, int, TrainingConfig], nn.Module]:
@@ -64,16 +87,18 @@ def _cross_entropy(num_classes: int, dim: int, settings: TrainingConfig) -> nn.M
 
 
 def _center(num_classes: int, dim: int, settings: TrainingConfig) -> nn.Module:
-    return CenterLoss(num_classes, dim, label_smoothing=settings.label_smoothing or 0.0)
+    weight = 0.003 if settings.scale is None else settings.scale
+    return CenterLoss(num_classes, dim, weight=weight, label_smoothing=settings.label_smoothing or 0.0)
 
 
 def _adaface(num_classes: int, dim: int, settings: TrainingConfig) -> nn.Module:
-    return AdaFace(num_classes, dim, margin=0.4 if settings.margin is None else settings.margin)
+    margin, scale = settings.margin or 0.4, settings.scale or 64.0
+    return AdaFace(num_classes, dim, margin=margin, scale=scale)
 
 
 def _of_library(name: str) -> Callable[[int, int, TrainingConfig], nn.Module]:
     def build(num_classes: int, dim: int, settings: TrainingConfig) -> nn.Module:
-        return metric_learning_loss(name, num_classes, dim, settings.margin)
+        return metric_learning_loss(name, num_classes, dim, margin=settings.margin, scale=settings.scale)
 
     return build
 
@@ -97,6 +122,7 @@ LOSSES: dict[str, LossRecipe] = {
             {**_SHARED, **_ANCHORS, "auxiliary": 0.3, "batch_size": 50},
             on_sphere=True,
             learns_anchors=True,
+            own_tries=({"auxiliary": 0.1}, {"auxiliary": 1.0}),
         ),
         LossRecipe(
             "cam",
@@ -105,6 +131,7 @@ LOSSES: dict[str, LossRecipe] = {
             _class_anchor_margin(sphere=False),
             {**_SHARED, **_ANCHORS, "auxiliary": 0.0},
             learns_anchors=True,
+            own_tries=({"margin": 4.0}, {"margin": 16.0}),
         ),
         LossRecipe(
             "cross-entropy",
@@ -120,6 +147,8 @@ LOSSES: dict[str, LossRecipe] = {
                 "auxiliary": 0.0,
                 "batch_size": 100,
             },
+            own_tries=({"label_smoothing": 0.0}, {"label_smoothing": 0.2}),
+            classifies=True,
         ),
         LossRecipe(
             "center",
@@ -127,6 +156,8 @@ LOSSES: dict[str, LossRecipe] = {
             "Wen et al., ECCV 2016",
             _center,
             {**_RIVAL, "label_smoothing": 0.1},
+            own_tries=({"scale": 0.001}, {"scale": 0.01}),
+            classifies=True,
         ),
         LossRecipe(
             "contrastive",
@@ -134,6 +165,7 @@ LOSSES: dict[str, LossRecipe] = {
             "Hadsell et al., CVPR 2006",
             _of_library("contrastive"),
             _RIVAL,
+            own_tries=({"margin": 0.5}, {"margin": 1.4}),
         ),
         LossRecipe(
             "triplet",
@@ -141,6 +173,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1503.03832",
             _of_library("triplet"),
             _RIVAL,
+            own_tries=({"margin": 0.1}, {"margin": 0.5}),
         ),
         LossRecipe(
             "arcface",
@@ -148,6 +181,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1801.07698",
             _of_library("arcface"),
             _RIVAL,
+            own_tries=({"scale": 16.0}, {"scale": 32.0}),
         ),
         LossRecipe(
             "cosface",
@@ -155,9 +189,24 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1801.09414",
             _of_library("cosface"),
             _RIVAL,
+            own_tries=({"scale": 16.0}, {"scale": 32.0}),
         ),
         LossRecipe(
-            "adaface", "softmax over angles, a margin by the embedding's norm", "arXiv:2204.00964", _adaface, _RIVAL
+            "adaface",
+            "softmax over angles, a margin by the embedding's norm",
+            "arXiv:2204.00964",
+            _adaface,
+            _RIVAL,
+            own_tries=({"scale": 16.0}, {"scale": 32.0}),
+        ),
+        LossRecipe(
+            "fixed-anchors",
+            "squared distance to anchors that stay where they start, nothing else",
+            "after arXiv:1804.08087, from its description: the paper was not at hand",
+            _class_anchor_margin(sphere=False),
+            {**_RIVAL, **_ANCHORS, "learnable_anchors": False},
+            learns_anchors=True,
+            own_tries=({"margin": 4.0}, {"margin": 16.0}),
         ),
         LossRecipe(
             "proxy-anchor",
@@ -165,6 +214,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:2003.13911",
             _of_library("proxy-anchor"),
             _PROXIES,
+            own_tries=({"scale": 16.0}, {"anchor_rate": 10.0}),
         ),
         LossRecipe(
             "proxy-nca",
@@ -172,6 +222,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1703.07464",
             _of_library("proxy-nca"),
             _PROXIES,
+            own_tries=({"scale": 10.0}, {"anchor_rate": 10.0}),
         ),
         LossRecipe(
             "supcon",
@@ -179,6 +230,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:2004.11362",
             _of_library("supcon"),
             _RIVAL,
+            own_tries=({"scale": 5.0}, {"scale": 20.0}),
         ),
         LossRecipe(
             "multi-similarity",
@@ -186,6 +238,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1904.06627",
             _of_library("multi-similarity"),
             _RIVAL,
+            own_tries=({"scale": 20.0}, {"scale": 100.0}),
         ),
         LossRecipe(
             "none",

@@ -28,8 +28,10 @@ class MetricLearning(nn.Module):
             return found
 
 
-def metric_learning_loss(name: str, num_classes: int, dim: int, margin: float | None) -> MetricLearning:
-    """Return a loss by Kedge's name for it; margin goes over the authors', where the loss has one."""
+def metric_learning_loss(
+    name: str, num_classes: int, dim: int, *, margin: float | None = None, scale: float | None = None
+) -> MetricLearning:
+    """Return a loss by Kedge's name for it; margin and scale go over the authors', where the loss has them."""
     from pytorch_metric_learning import losses, miners
 
     def with_margin(kind: Callable[..., nn.Module], default: float, *arguments: int, **options: Any) -> nn.Module:
@@ -44,21 +46,21 @@ def metric_learning_loss(name: str, num_classes: int, dim: int, margin: float | 
         return MetricLearning(with_margin(losses.TripletMarginLoss, 0.2), miner)
     if name == "arcface":
         # arXiv:1801.07698: a margin of 0.5 (28.6 degrees), scale 64.
-        return MetricLearning(with_margin(losses.ArcFaceLoss, 28.6, num_classes, dim, scale=64))
+        return MetricLearning(with_margin(losses.ArcFaceLoss, 28.6, num_classes, dim, scale=scale or 64))
     if name == "cosface":
         # arXiv:1801.09414: margin 0.35, scale 64.
-        return MetricLearning(with_margin(losses.CosFaceLoss, 0.35, num_classes, dim, scale=64))
+        return MetricLearning(with_margin(losses.CosFaceLoss, 0.35, num_classes, dim, scale=scale or 64))
     if name == "proxy-anchor":
         # arXiv:2003.13911: margin 0.1, alpha 32.
-        return MetricLearning(with_margin(losses.ProxyAnchorLoss, 0.1, num_classes, dim, alpha=32))
+        return MetricLearning(with_margin(losses.ProxyAnchorLoss, 0.1, num_classes, dim, alpha=scale or 32))
     if name == "proxy-nca":
         # arXiv:1703.07464, on unit vectors with a scale of 3.
-        return MetricLearning(losses.ProxyNCALoss(num_classes, dim, softmax_scale=3))
+        return MetricLearning(losses.ProxyNCALoss(num_classes, dim, softmax_scale=scale or 3))
     if name == "supcon":
         # arXiv:2004.11362: temperature 0.1.
-        return MetricLearning(losses.SupConLoss(temperature=0.1))
+        return MetricLearning(losses.SupConLoss(temperature=1 / (scale or 10)))
     if name == "multi-similarity":
         # arXiv:1904.06627: alpha 2, beta 50, lambda 0.5, pairs mined with epsilon 0.1.
-        loss = losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
+        loss = losses.MultiSimilarityLoss(alpha=2, beta=scale or 50, base=0.5)
         return MetricLearning(loss, miners.MultiSimilarityMiner(epsilon=0.1))
     raise ValueError(name)

@@ -1,5 +1,6 @@
 """Pages: contact sheets of searches and reports of models, each one self-contained HTML file."""
 
+from kedge.page.comparison import comparison_page, comparison_tables
 from kedge.page.contact_sheet import contact_sheet
 from kedge.page.duplicates_page import MOST_SHOWN, duplicates_page
 from kedge.page.report import ReportMaterial, evaluate_to_page, gather_material, report_page
@@ -7,6 +8,8 @@ from kedge.page.report import ReportMaterial, evaluate_to_page, gather_material,
 __all__ = [
     "MOST_SHOWN",
     "ReportMaterial",
+    "comparison_page",
+    "comparison_tables",
     "contact_sheet",
     "duplicates_page",
     "evaluate_to_page",

@@ -18,7 +18,15 @@ from matplotlib.ticker import MaxNLocator
 
 from kedge.anchors import Anchors, squared_distances
 
-__all__ = ["anchor_distances", "embedding_map", "metric_by_epoch", "precision_recall", "terms_by_epoch"]
+__all__ = [
+    "anchor_distances",
+    "embedding_map",
+    "metric_by_epoch",
+    "metric_by_shots",
+    "metric_by_time",
+    "precision_recall",
+    "terms_by_epoch",
+]
 
 # Colours of the page's light scheme. In the SVG they become variables of the style sheet, which follow the scheme.
 INK, SOFT, LINE, ACCENT = "#1d2126", "#5d6673", "#dfe3e8", "#0b6e99"
@@ -122,6 +130,35 @@ def precision_recall(precision: Sequence[float]) -> str:
     axes.fill_between(recall, 0, 100 * np.asarray(precision), color=ACCENT, alpha=0.1, linewidth=0)
     axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="recall, %", ylabel="precision, %")
     return _svg(figure, "precision")
+
+
+def metric_by_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], name: str) -> str:
+    """Plot mAP (mean, deviation), shares, by shots: {loss: {shots: ...}}; shots in the order in which they come."""
+    figure, axes = _axes(LARGE)
+    shots = list(dict.fromkeys(each for curve in curves.values() for each in curve))
+    colours = _colours(len(curves))
+    for colour, (loss, curve) in zip(colours, curves.items(), strict=True):
+        places = [shots.index(each) for each in curve]
+        means, deviations = (100 * np.array(values) for values in zip(*curve.values(), strict=True))
+        axes.errorbar(places, means, deviations, color=colour, marker=".", linewidth=1.6, capsize=3, label=_plain(loss))
+    axes.set_xticks(range(len(shots)), shots)
+    axes.set(xlabel="pictures a class to train on", ylabel="mAP, %")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, ncols=2)
+    return _svg(figure, name)
+
+
+def metric_by_time(points: Mapping[str, tuple[float, float]], name: str) -> str:
+    """Plot mAP, a share, against the minutes of training, by loss."""
+    figure, axes = _axes(LARGE)
+    minutes, values = (np.array(part) for part in zip(*points.values(), strict=True))
+    axes.scatter(minutes, 100 * values, c=_colours(len(points)), s=30)
+    for loss, place in zip(points, zip(minutes, 100 * values, strict=True), strict=True):
+        axes.annotate(_plain(loss), place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=SOFT)
+    axes.set(xlabel="minutes of training", ylabel="mAP, %")
+    axes.set_xlim(0, 1.25 * float(minutes.max(initial=0)) or 1)
+    axes.set_ylim(bottom=0)
+    return _svg(figure, name)
 
 
 def embedding_map(

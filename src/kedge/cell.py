@@ -1,0 +1,179 @@
+"""Cell: one training of a comparison, measured in a process of its own, so that a failure takes nothing else along.
+
+    python -m kedge.cell    reads one job as a line of JSON on stdin, prints what was measured as JSON
+
+It ends when its stdin ends: a comparison that is killed leaves nothing running.
+"""
+
+import json
+import os
+import resource
+import sys
+import threading
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kedge.datasets import Dataset, load_dataset
+from kedge.encoder import Encoder
+from kedge.errors import ConfigError, DatasetError, KedgeError
+from kedge.evaluation import Report, SearchFigures, encode_split, evaluate_vectors
+from kedge.losses import loss_recipe
+from kedge.model import Model
+from kedge.training import train
+
+__all__ = ["measure", "validate"]
+
+Vectors = npt.NDArray[np.float32]
+
+
+def validate(data: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train a model and return its validation mAP, L2 and cosine; the test pictures are left alone."""
+    model = train(data, out, resume=True, quiet=True, evaluate=False, **settings)
+    scores = model.card.scores.get("validation")
+    if scores is None:
+        raise DatasetError(f"{data} has no validation pictures: settings cannot be chosen on them")
+    return {"validation_l2_map": scores["map_l2"], "validation_cosine_map": scores["map_cosine"]}
+
+
+def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int = 0) -> dict[str, Any]:
+    """Train a model and return what it reaches: shares by column name, seconds, milliseconds a step, MB.
+
+    Columns begin with the way to search: `l2`, `cosine`: exhaustive; `probed_l2`, `probed_cosine`: two-stage, filed by
+    nearest, one probe. `shots_…`: a gallery of the pictures drawn to train on. `unseen_…`: queries and gallery of the
+    classes that were left out.
+    """
+    settings = {**settings, "seed": settings.get("seed", 0)}
+    whole: Dataset | None = None
+    if unseen_classes:
+        whole = load_dataset(data, seed=settings["seed"])
+        if unseen_classes > len(whole.classes) - 2:
+            raise ConfigError(
+                f"{whole.name} has {len(whole.classes)} classes: {unseen_classes} left out leave fewer than 2"
+            )
+        settings["classes"] = len(whole.classes) - unseen_classes
+    model = train(data, out, resume=True, quiet=True, evaluate=False, **settings)
+    recipe = loss_recipe(model.card.trained["loss"])
+    row = {"learns_anchors": int(recipe.learns_anchors), "distance": model.card.distance, **_cost(model)}
+    validation = model.card.scores.get("validation", {})
+    row |= {f"validation_{name.removeprefix('map_')}_map": value for name, value in validation.items()}
+
+    dataset = load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"), membership=model.splits())
+    if not len(dataset.test):
+        raise DatasetError(f"{dataset.name} has no test pictures: nothing to measure with")
+    encoder = Encoder(model)
+    queries, query_labels, _ = encode_split(encoder, dataset.test)
+    gallery, gallery_labels, hashes = encode_split(encoder, dataset.gallery)
+    row |= {"classes": len(dataset.classes), "queries": len(queries), "gallery": len(gallery)}
+    report = _evaluated(model, dataset, queries, query_labels, gallery, gallery_labels)
+    row |= _columns(report, "")
+    if settings.get("shots"):
+        drawn = load_dataset(
+            data,
+            seed=settings["seed"],
+            shots=settings["shots"],
+            max_classes=settings.get("classes"),
+            validation_share=model.card.trained["validation_share"],
+        ).train.hashes
+        shown = np.isin(hashes, drawn)
+        few = _evaluated(model, dataset, queries, query_labels, gallery[shown], gallery_labels[shown])
+        row |= _columns(few, "shots_")
+    if whole is not None:
+        row |= _unseen(model, encoder, whole, settings["classes"])
+    return row
+
+
+def _evaluated(
+    model: Model,
+    dataset: Dataset,
+    queries: Vectors,
+    query_labels: npt.NDArray[np.int64],
+    gallery: Vectors,
+    gallery_labels: npt.NDArray[np.int64],
+) -> Report:
+    return evaluate_vectors(
+        queries,
+        query_labels,
+        gallery,
+        gallery_labels,
+        model.anchors,
+        classes=dataset.classes,
+        distance=model.card.distance,
+        dataset=dataset.name,
+        probes=(1,),
+    )
+
+
+def _unseen(model: Model, encoder: Encoder, whole: Dataset, trained: int) -> dict[str, float]:
+    """Return the figures on the classes from number `trained` on: no picture of theirs was trained on."""
+    queries, query_labels, _ = encode_split(encoder, whole.test[np.flatnonzero(whole.test.labels >= trained)])
+    gallery, gallery_labels, _ = encode_split(encoder, whole.gallery[np.flatnonzero(whole.gallery.labels >= trained)])
+    report = _evaluated(model, whole, queries, query_labels, gallery, gallery_labels)
+    return _columns(report, "unseen_")
+
+
+def _columns(report: Report, prefix: str) -> dict[str, float]:
+    columns: dict[str, float] = {}
+    for distance in ("l2", "cosine"):
+        columns |= _shares(report.figures("exhaustive", distance), f"{prefix}{distance}")
+        probed = report.figures("two-stage", distance, "nearest", 1)
+        columns |= _shares(probed, f"{prefix}probed_{distance}")
+        columns[f"{prefix}probed_{distance}_scanned"] = round(probed.scanned_share, 4)
+    return columns
+
+
+def _shares(figures: SearchFigures, name: str) -> dict[str, float]:
+    shares = {"map": figures.map, "r1": figures.recall_at["1"]}
+    shares |= {f"p{k}": figures.precision_at[k] for k in ("20", "100")}
+    return {f"{name}_{figure}": round(share, 5) for figure, share in shares.items()}
+
+
+def _cost(model: Model) -> dict[str, Any]:
+    """Return what the training took: seconds, milliseconds a step, MB at most, and on what."""
+    trained, lines = model.card.trained, model.metrics()
+    seconds = sum(line["seconds"] for line in lines)
+    steps = len(lines) * max(1, trained["train_pictures"] // trained.get("batch_size", 1))
+    if torch.cuda.is_available():
+        memory, device = torch.cuda.max_memory_allocated() / 1e6, torch.cuda.get_device_name()
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        memory, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, "cpu"
+    return {
+        "train_pictures": trained["train_pictures"],
+        "epochs": len(lines),
+        "train_seconds": round(seconds, 1),
+        "step_ms": round(1000 * seconds / steps, 2) if lines else 0.0,
+        "memory_mb": round(memory),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "kedge": version("kedge"),
+        "torch": version("torch"),
+        "date": date.today().isoformat(),
+    }
+
+
+def _end_with_the_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> None:
+    """Do the job on stdin and print its row; what fails on purpose is printed as `failure`."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    Path(job["out"]).parent.mkdir(parents=True, exist_ok=True)
+    work = validate if job.pop("validate") else measure
+    try:
+        row = work(**job)
+    except KedgeError as error:
+        row = {"failure": str(error)}
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Compare: every cell of a grid trained and measured, side by side, going on where it was stopped.
+
+grid.json       what was asked for; the lists in it may grow, the settings may not change
+tries.csv       one row a try: settings, and what they reached on validation pictures
+results.csv     one row a cell, written when the cell is measured: a cell is done when its row stands here
+results.md      tables: mean ± standard deviation over seeds
+report.html     the same with plots
+models/         a model folder a cell
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from filelock import FileLock, Timeout
+
+from kedge.errors import ConfigError, InputError
+from kedge.grid import Cell, Grid, name_of
+from kedge.losses import loss_recipe
+from kedge.page import comparison_page, comparison_tables
+
+__all__ = ["Comparison", "compare"]
+
+GRID, TRIES, RESULTS, TABLES, PAGE, MODELS = (
+    "grid.json",
+    "tries.csv",
+    "results.csv",
+    "results.md",
+    "report.html",
+    "models",
+)
+Row = dict[str, Any]
+OnRow = Callable[[str, Row, int, int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found: a row a cell, and the settings chosen by tries, by loss."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    chosen: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows of cells that failed, with their reason."""
+        return tuple(row for row in self.rows if row.get("failure"))
+
+
+def compare(
+    grid: Grid,
+    out: str | Path,
+    *,
+    parallel: int | None = None,
+    keep_models: bool = True,
+    on_row: OnRow | None = None,
+) -> Comparison:
+    """Train and measure every cell of a grid; what stands in `OUT/results.csv` already is not done again.
+
+    parallel: how many cells run side by side, each with its share of the cores; None: one a GPU, else one. Cells that
+    failed are tried again. on_row(name, row, done, total) is called after each. Raises InputError before anything is
+    written when OUT holds another comparison, or one that still runs.
+    """
+    out = Path(out)
+    devices = torch.cuda.device_count()
+    parallel = parallel or max(1, devices)
+    _check_folder(out, grid)
+    try:
+        with FileLock(out / ".lock", blocking=False):
+            (out / GRID).write_text(grid.model_dump_json(indent=2), "utf-8")
+            runner = _Runner(parallel, devices, on_row or (lambda *_: None))
+            chosen = _choose_settings(grid, out, runner) if grid.tries else {}
+            try:
+                _run_cells(grid, out, runner, chosen, keep_models)
+            finally:
+                comparison = Comparison(out, tuple(_ordered(grid, _read(out / RESULTS))), chosen)
+                _write_pages(grid, comparison)
+    except Timeout as error:
+        raise InputError(f"another comparison writes to {out}: wait for it, or choose another --out") from error
+    return comparison
+
+
+def _check_folder(out: Path, grid: Grid) -> None:
+    path = out / GRID
+    if path.is_file():
+        stored = Grid.of({**json.loads(path.read_text("utf-8")), "datasets": grid.datasets})
+        for name in ("settings", "variants", "unseen_classes"):
+            before, now = getattr(stored, name), getattr(grid, name)
+            if name == "variants":
+                before = {loss: given for loss, given in before.items() if loss in now}
+                now = {loss: given for loss, given in now.items() if loss in before}
+            if before != now:
+                raise ConfigError(
+                    f"{out} was begun with other {name} ({before!r}, now {now!r}): choose another --out, or remove it"
+                )
+        if (stored.tries and stored.tries.settings) != (grid.tries and grid.tries.settings):
+            raise ConfigError(f"{out} was begun with other tries: choose another --out, or remove it")
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} holds something that is no comparison: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, Any], keep_models: bool) -> None:
+    done = {_cell_of(row) for row in _read(out / RESULTS) if not row.get("failure")}
+    cells = grid.cells()
+
+    def job(cell: Cell) -> Row:
+        settings = {**chosen.get(cell.loss, {}), **grid.settings_of(cell.loss), "seed": cell.seed}
+        if cell.backbone != "auto":
+            settings["backbone"] = cell.backbone
+        if cell.shots != "full":
+            settings["shots"] = cell.shots
+        return {
+            "validate": False,
+            "data": grid.data(cell.dataset),
+            "out": str(out / MODELS / cell.name),
+            "settings": settings,
+            "unseen_classes": grid.unseen_classes,
+        }
+
+    def keep(cell: Cell, row: Row) -> None:
+        _append(out / RESULTS, {**asdict(cell), "failure": "", **row}, tuple(asdict(cell)))
+        if not keep_models and not row.get("failure"):
+            shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
+
+    open_cells = [cell for cell in cells if cell not in done]
+    runner.run([(cell.name, job(cell), partial(keep, cell)) for cell in open_cells], len(cells))
+
+
+def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict[str, Any]]:
+    """Return for each loss the settings that reached most on validation pictures, stage by stage of its tries."""
+    assert grid.tries is not None
+    data = grid.tries.dataset or grid.datasets[0]
+    plans = {name: loss_recipe(str(grid.settings_of(name)["loss"])).tries() for name in dict.fromkeys(grid.losses)}
+    best: dict[str, dict[str, Any]] = {name: {} for name in plans}
+    reached = dict.fromkeys(plans, -1.0)
+    total = sum(len(stage) for plan in plans.values() for stage in plan)
+    for number in range(max(len(plan) for plan in plans.values())):
+        rows = {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
+        wanted: list[tuple[str, dict[str, Any]]] = [
+            (name, {**best[name], **settings})
+            for name, plan in plans.items()
+            if number < len(plan)
+            for settings in plan[number]
+        ]
+        open_tries = [
+            (name, settings) for name, settings in wanted if rows.get((name, _said(settings)), {}).get("failure", "?")
+        ]
+        runner.run([_try(grid, out, data, name, settings) for name, settings in open_tries], total)
+        rows = {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
+        for name, settings in wanted:
+            row = rows[name, _said(settings)]
+            score = -1.0 if row.get("failure") else max(row["validation_l2_map"], row["validation_cosine_map"])
+            if score > reached[name]:
+                reached[name], best[name] = score, settings
+    return best
+
+
+def _try(
+    grid: Grid, out: Path, data: str, name: str, settings: Mapping[str, Any]
+) -> tuple[str, Row, Callable[[Row], None]]:
+    assert grid.tries is not None
+    folder = out / MODELS / f"try-{name}-{crc32(_said(settings).encode()):08x}"
+    given = {**settings, **grid.settings_of(name), **grid.tries.settings, "seed": 0}
+    if grid.backbones[0] != "auto":
+        given["backbone"] = grid.backbones[0]
+    job = {"validate": True, "data": data, "out": str(folder), "settings": given}
+
+    def keep(row: Row) -> None:
+        said = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": ""}
+        _append(out / TRIES, {**said, **row}, ("dataset", "loss", "settings"))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return f"try {name} {_said(settings)}", job, keep
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    return json.dumps(dict(sorted(settings.items())))
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Runs jobs in processes of their own, `parallel` at a time."""
+
+    parallel: int
+    devices: int
+    on_row: OnRow
+
+    def run(self, jobs: Sequence[tuple[str, Row, Callable[[Row], None]]], total: int) -> None:
+        """Run (name, job, what to do with its row); at a KeyboardInterrupt all processes end."""
+        running: set[subprocess.Popen[str]] = set()
+        done = total - len(jobs)
+        with ThreadPoolExecutor(self.parallel) as pool:
+            places = list(range(self.parallel))
+            futures = {pool.submit(self._one, job, places, running): (name, keep) for name, job, keep in jobs}
+            try:
+                for future in as_completed(futures):
+                    name, keep = futures[future]
+                    row = future.result()
+                    keep(row)
+                    done += 1
+                    self.on_row(name, row, done, total)
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                for process in list(running):
+                    process.kill()
+                raise
+
+    def _one(self, job: Row, places: list[int], running: set[subprocess.Popen[str]]) -> Row:
+        place = places.pop()
+        threads = str(max(1, (os.cpu_count() or 1) // self.parallel))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = str(place % self.devices)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kedge.cell"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        running.add(process)
+        try:
+            return _answer(process, job)
+        finally:
+            running.discard(process)
+            places.append(place)
+
+
+def _answer(process: subprocess.Popen[str], job: Row) -> Row:
+    """Return the row that a process prints; what ends without one has failed, with the last it said as the reason."""
+    assert process.stdin and process.stdout and process.stderr
+    with process, ThreadPoolExecutor(1) as reader:
+        said = reader.submit(process.stderr.read)
+        with suppress(BrokenPipeError):
+            # Left open: its end tells the process that nobody waits for it any more.
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+        lines = process.stdout.read().splitlines()
+        code = process.wait()
+        if code == 0 and lines:
+            row: Row = json.loads(lines[-1])
+            return row
+        last = (said.result().strip().splitlines() or [""])[-1]
+        reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+        return {"failure": f"{reason}: {last}" if last else reason}
+
+
+def _cell_of(row: Row) -> Cell:
+    shots = row["shots"]
+    name = {part: str(row[part]) for part in ("dataset", "backbone", "loss")}
+    return Cell(**name, shots=shots if shots == "full" else int(shots), seed=int(row["seed"]))
+
+
+def _ordered(grid: Grid, rows: Iterable[Row]) -> list[Row]:
+    """Return the grid's rows in its order, the last of each cell."""
+    of_cell = {_cell_of(row): row for row in rows}
+    return [of_cell[cell] for cell in grid.cells() if cell in of_cell]
+
+
+def _read(path: Path) -> list[Row]:
+    """Return the rows of a table; numbers as numbers, empty cells left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        with suppress(ValueError):
+            return float(text)
+        return text
+
+
+def _append(path: Path, row: Row, key: Sequence[str]) -> None:
+    """Add a row in place of one with the same key, and its columns where they are new; on disk when this returns."""
+    rows = [known for known in _read(path) if any(known.get(part) != row[part] for part in key)]
+    columns = list(dict.fromkeys(name for known in [*rows, row] for name in known))
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _write_pages(grid: Grid, comparison: Comparison) -> None:
+    title = f"Losses compared on {', '.join(name_of(data) for data in grid.datasets)}"
+    tables = comparison_tables(comparison.rows, comparison.chosen)
+    (comparison.folder / TABLES).write_text(tables, "utf-8")
+    (comparison.folder / PAGE).write_text(comparison_page(title, comparison.rows, comparison.chosen), "utf-8")

@@ -1,0 +1,155 @@
+"""Grid: what a comparison runs: data sets x backbones x losses x shots x seeds, from a TOML file or flags."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kedge.config import TrainingConfig
+from kedge.datasets import PUBLISHED
+from kedge.errors import ConfigError, DatasetError, nearest_name
+from kedge.losses import loss_recipe
+
+__all__ = ["Cell", "Grid", "Tries"]
+
+# What the grid itself says of a cell; settings leave it alone.
+BY_THE_GRID = ("loss", "backbone", "seed", "shots", "classes")
+Shots = int | Literal["full"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training to be measured."""
+
+    dataset: str
+    """The data set's name, or its folder's."""
+    backbone: str
+    loss: str
+    shots: Shots
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its model's folder."""
+        return "-".join(str(part) for part in asdict(self).values())
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tries(_Closed):
+    """How settings are chosen: each loss's tries, trained with seed 0 and compared by validation mAP."""
+
+    dataset: str | None = None
+    """None: the first of the grid."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all tries, such as fewer epochs."""
+
+
+class Grid(_Closed):
+    """What a comparison runs. Data sets are names, folders or lists; `shots` are numbers, or `full`.
+
+    settings: of every cell. variants: losses by another name and with other settings, such as
+    `{"softmax": {"loss": "cross-entropy", "features": "softmax"}}`. unseen_classes: the last classes, in sorted order,
+    that are left out of training and measured apart. tries: None takes each loss's own settings.
+    """
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = Field(("resnet10-half",), min_length=1)
+    losses: tuple[str, ...] = Field(("cam-sphere", "cam", "cross-entropy"), min_length=1)
+    shots: tuple[Shots, ...] = Field(("full",), min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    unseen_classes: int = Field(0, ge=0)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tries: Tries | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Check a grid's values by name; raise ConfigError or DatasetError for what cannot be run."""
+        for name in values:
+            if name not in cls.model_fields:
+                known = ", ".join(cls.model_fields)
+                raise ConfigError(f"a grid has no '{name}'{nearest_name(name, cls.model_fields)}; it has {known}")
+        try:
+            grid = cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"'{where}' of the grid cannot be {first['input']!r}: {first['msg'].lower()}") from error
+        grid._check()
+        return grid
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """Return the values in a TOML file, not yet checked; folders in it are relative to the file."""
+        values = TrainingConfig.read(path)
+
+        def placed(data: Any) -> Any:
+            beside = path.parent / str(data)
+            return str(beside) if data not in PUBLISHED and beside.exists() else data
+
+        if isinstance(values.get("datasets"), list):
+            values["datasets"] = [placed(data) for data in values["datasets"]]
+        tries = values.get("tries")
+        if isinstance(tries, dict) and "dataset" in tries:
+            tries["dataset"] = placed(tries["dataset"])
+        return values
+
+    def _check(self) -> None:
+        for name in dict.fromkeys(self.losses):
+            settings = self.settings_of(name)
+            loss_recipe(str(settings["loss"]))
+        for given in (self.settings, *self.variants.values(), self.tries.settings if self.tries else {}):
+            taken = [
+                name for name in BY_THE_GRID if name in given and not (name == "loss" and given is not self.settings)
+            ]
+            if taken:
+                raise ConfigError(f"'{taken[0]}' stands in the grid's settings: the grid itself says it, leave it out")
+            TrainingConfig.of(given)
+        for data in (*self.datasets, *([self.tries.dataset] if self.tries and self.tries.dataset else [])):
+            if data not in PUBLISHED and not Path(data).exists():
+                hint = nearest_name(data, PUBLISHED)
+                raise DatasetError(
+                    f"no data at '{data}'{hint}: give a folder, a list, or one of {', '.join(PUBLISHED)}"
+                )
+        names = [name_of(data) for data in dict.fromkeys(self.datasets)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ConfigError(f"two data sets are called '{twice}': rename one folder, results go by the name")
+        for shots in self.shots:
+            if shots != "full" and shots < 1:
+                raise ConfigError(f"shots cannot be {shots}: give numbers from 1, or full")
+        if min(self.seeds) < 0:
+            raise ConfigError(f"a seed cannot be {min(self.seeds)}: give numbers from 0")
+
+    def cells(self) -> list[Cell]:
+        """Return every cell, seed by seed, so that a comparison cut short compares like with like."""
+        places = product(
+            dict.fromkeys(self.seeds),
+            dict.fromkeys(self.datasets),
+            dict.fromkeys(self.backbones),
+            dict.fromkeys(self.shots),
+            dict.fromkeys(self.losses),
+        )
+        return [Cell(name_of(data), backbone, loss, shots, seed) for seed, data, backbone, shots, loss in places]
+
+    def data(self, name: str) -> str:
+        """Return a data set as it was given, by its name."""
+        return next(data for data in self.datasets if name_of(data) == name)
+
+    def settings_of(self, loss: str) -> dict[str, Any]:
+        """Return the settings of a loss or variant, with the loss's name; raise ConfigError for one not known."""
+        if loss in self.variants:
+            return {"loss": "cam-sphere", **self.settings, **self.variants[loss]}
+        loss_recipe(loss)
+        return {**self.settings, "loss": loss}
+
+
+def name_of(data: str) -> str:
+    """Return what a data set is called in tables: its name, or its folder's or list's."""
+    return data if data in PUBLISHED else Path(data).resolve().stem

@@ -1,0 +1,217 @@
+"""Comparison page: the losses of a grid side by side, as Markdown and as HTML with plots."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kedge.page import plots
+from kedge.page.layout import escape, frame
+
+__all__ = ["comparison_page", "comparison_tables"]
+
+Row = Mapping[str, Any]
+EXPLAINED = (
+    "Queries: test pictures; gallery: the whole training set unless a heading says otherwise; a gallery picture is "
+    "relevant when it has the query's class. mAP counts what was not returned as missed. Exhaustive search by L2 and "
+    "by cosine; P@k, R@1 and two-stage search (filed by nearest, one anchor probed) by the model's own distance, "
+    "the better of both on validation pictures. Percent, mean ± standard deviation over seeds."
+)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A heading, column names and rows of text; the first column names the row."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The measured rows of one data set, backbone and number of shots, by loss."""
+
+    title: str
+    by_loss: Mapping[str, Sequence[Row]]
+    shots: str
+
+    def seeds(self) -> int:
+        return max(len(rows) for rows in self.by_loss.values())
+
+
+def comparison_tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return Markdown: a table for each data set, backbone and number of shots, ratios, cost, failures, settings."""
+    parts = ["# Losses compared", "", EXPLAINED, ""]
+    for table in _tables(rows, chosen):
+        parts += [f"## {table.heading}", "", f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns)]
+        parts += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def comparison_page(title: str, rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the same as one self-contained HTML file, with mAP against shots and against training time."""
+    parts = [f"<h1>{escape(title)}</h1>", f"<p class='soft'>{escape(EXPLAINED)}</p>", _plots(rows)]
+    for table in _tables(rows, chosen):
+        heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in table.columns)
+        lines = "".join(
+            f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
+            for row in table.rows
+        )
+        parts.append(
+            f"<h2>{escape(table.heading)}</h2><div class='scroll card'><table><thead><tr>{heads}</tr></thead>"
+            f"<tbody>{lines}</tbody></table></div>"
+        )
+    return frame(title, "\n".join(parts))
+
+
+def _groups(rows: Iterable[Row]) -> list[_Group]:
+    found: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        if not row.get("failure"):
+            place = (str(row["dataset"]), str(row["backbone"]), str(row["shots"]))
+            found.setdefault(place, {}).setdefault(str(row["loss"]), []).append(row)
+    return [
+        _Group(f"{data}, {backbone}, {'all pictures' if shots == 'full' else f'{shots} shots'}", by_loss, shots)
+        for (data, backbone, shots), by_loss in found.items()
+    ]
+
+
+def _tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> list[_Table]:
+    tables = []
+    for group in _groups(rows):
+        tables.append(_retrieval(group, "", ""))
+        if group.shots != "full":
+            tables.append(_retrieval(group, "shots_", ": gallery of the pictures trained on"))
+        if any("unseen_l2_map" in row for found in group.by_loss.values() for row in found):
+            tables.append(_retrieval(group, "unseen_", ": classes never trained on"))
+        tables += [_ratios(group), _cost(group)]
+    failed = [row for row in rows if row.get("failure")]
+    if failed:
+        named = ("dataset", "backbone", "loss", "shots", "seed", "failure")
+        cells = tuple(tuple(str(row[name]) for name in named) for row in failed)
+        tables.append(_Table("Cells that failed", ("data set", *named[1:-1], "reason"), cells))
+    if chosen:
+        said = tuple((loss, json.dumps(dict(settings))) for loss, settings in chosen.items())
+        tables.append(_Table("Settings chosen on validation pictures", ("loss", "settings"), said))
+    return [table for table in tables if table.rows]
+
+
+def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
+    columns = ("loss", "mAP (L2)", "mAP (cosine)", "P@20", "P@100", "R@1", "two-stage mAP", "P@20", "R@1", "looked at")
+
+    def own(figure: str, probed: str = "") -> Callable[[Row], float]:
+        return lambda row: row[f"{prefix}{probed}{row['distance']}_{figure}"]
+
+    figures: list[Callable[[Row], float]] = [
+        lambda row: row[f"{prefix}l2_map"],
+        lambda row: row[f"{prefix}cosine_map"],
+        *(own(figure) for figure in ("p20", "p100", "r1")),
+        *(own(figure, "probed_") for figure in ("map", "p20", "r1", "scanned")),
+    ]
+    lines = tuple(
+        (loss, *(_spread([100 * figure(row) for row in found]) for figure in figures))
+        for loss, found in group.by_loss.items()
+    )
+    counts = next(iter(group.by_loss.values()))[0]
+    said = (
+        f" ({group.seeds()} seeds, {counts['queries']} queries, gallery of {counts['gallery']})" if not prefix else ""
+    )
+    return _Table(f"{group.title}{what}{said}", columns, lines)
+
+
+def _ratios(group: _Group) -> _Table:
+    """The best loss with class anchors against the best other one, each chosen by the figure in question."""
+    lines = []
+    kinds = [("mAP", "l2_map"), ("mAP", "cosine_map")]
+    for prefix, what in (("", ""), ("shots_", ", gallery of the shots"), ("unseen_", ", unseen classes")):
+        for name, figure in kinds:
+            means = {
+                loss: float(np.mean([row[prefix + figure] for row in found]))
+                for loss, found in group.by_loss.items()
+                if prefix + figure in found[0]
+            }
+            ours = {loss: mean for loss, mean in means.items() if group.by_loss[loss][0]["learns_anchors"]}
+            others = {loss: mean for loss, mean in means.items() if loss not in ours}
+            if ours and others:
+                best, other = max(ours, key=ours.__getitem__), max(others, key=others.__getitem__)
+                distance = "L2" if figure.startswith("l2") else "cosine"
+                ratio = ours[best] / max(1e-9, others[other])
+                left = (1 - ours[best]) / max(1e-9, 1 - others[other])
+                recalls = [
+                    np.mean([row[f"{prefix}{row['distance']}_r1"] for row in group.by_loss[loss]])
+                    for loss in (best, other)
+                ]
+                lines.append(
+                    (
+                        f"{name} ({distance}){what}",
+                        f"{best} {100 * ours[best]:.1f}",
+                        f"{other} {100 * others[other]:.1f}",
+                        f"{ratio:.3f}",
+                        f"{left:.3f}",
+                        f"{100 * (recalls[0] - recalls[1]):+.1f}",
+                    )
+                )
+    columns = ("figure", "best with class anchors", "best other", "ratio", "ratio of 1 - mAP", "R@1, points")
+    return _Table(f"{group.title}: class anchors against the best other loss", columns, tuple(lines))
+
+
+def _cost(group: _Group) -> _Table:
+    columns = ("loss", "training, s", "a step, ms", "memory, MB", "epochs")
+    lines = tuple(
+        (
+            loss,
+            _spread([row["train_seconds"] for row in found], 0),
+            _spread([row["step_ms"] for row in found]),
+            _spread([row["memory_mb"] for row in found], 0),
+            str(found[0]["epochs"]),
+        )
+        for loss, found in group.by_loss.items()
+    )
+    first = next(iter(group.by_loss.values()))[0]
+    return _Table(f"{group.title}: cost on {first['device']}, {first['threads']} threads", columns, lines)
+
+
+def _plots(rows: Sequence[Row]) -> str:
+    """Draw mAP by the model's own distance."""
+    figures = []
+    by_place: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for number, group in enumerate(_groups(rows)):
+        points = {}
+        for loss, found in group.by_loss.items():
+            values = [row[f"{row['distance']}_map"] for row in found]
+            points[loss] = (float(np.mean([row["train_seconds"] for row in found])) / 60, float(np.mean(values)))
+            place = group.title.rsplit(", ", 1)[0]
+            spread = (float(np.mean(values)), float(np.std(values)))
+            by_place.setdefault(place, {}).setdefault(loss, {})[group.shots] = spread
+        figures.append((f"mAP against training time: {group.title}", plots.metric_by_time(points, f"time{number}")))
+    for number, (place, curves) in enumerate(by_place.items()):
+        if any(len(curve) > 1 for curve in curves.values()):
+            drawn = plots.metric_by_shots(_in_order(curves), f"shots{number}")
+            figures.insert(number, (f"mAP against shots: {place}", drawn))
+    drawn = "".join(
+        f"<figure class='card'><figcaption><b>{escape(heading)}</b></figcaption>"
+        f"<div role='img' aria-label='{escape(heading)}'>{svg}</div></figure>"
+        for heading, svg in figures
+    )
+    return f"<div class='plots'>{drawn}</div>" if drawn else ""
+
+
+def _in_order(
+    curves: Mapping[str, Mapping[str, tuple[float, float]]],
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the curves with their shots from few to many, `full` last."""
+
+    def place(shots: str) -> float:
+        return float("inf") if shots == "full" else int(shots)
+
+    return {loss: {shots: curve[shots] for shots in sorted(curve, key=place)} for loss, curve in curves.items()}
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
