@@ -29,7 +29,19 @@ LAYERS = [
     {"anchors", "picture", "metrics", "config", "progress"},
     {"errors"},
 ]
-WITH_TORCH = {"demo", "compare", "grid", "cell", "training", "training_loop", "defaults", "export", "losses", "network", "augmentation"}
+WITH_TORCH = {
+    "demo",
+    "compare",
+    "grid",
+    "cell",
+    "training",
+    "training_loop",
+    "defaults",
+    "export",
+    "losses",
+    "network",
+    "augmentation",
+}
 
 
 def noun(path):

@@ -7,7 +7,6 @@ It ends when its stdin ends: a comparison that is killed leaves nothing running.
 
 import json
 import os
-import resource
 import sys
 import threading
 from datetime import date
@@ -59,7 +58,8 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
         settings["classes"] = len(whole.classes) - unseen_classes
     model = train(data, out, resume=True, quiet=True, evaluate=False, **settings)
     recipe = loss_recipe(model.card.trained["loss"])
-    row = {"learns_anchors": int(recipe.learns_anchors), "distance": model.card.distance, **_cost(model)}
+    row = {"learns_anchors": int(recipe.learns_anchors), "features": model.card.trained["features"]}
+    row |= {"distance": model.card.distance, **_cost(model)}
     validation = model.card.scores.get("validation", {})
     row |= {f"validation_{name.removeprefix('map_')}_map": value for name, value in validation.items()}
 
@@ -138,18 +138,13 @@ def _cost(model: Model) -> dict[str, Any]:
     trained, lines = model.card.trained, model.metrics()
     seconds = sum(line["seconds"] for line in lines)
     steps = len(lines) * max(1, trained["train_pictures"] // trained.get("batch_size", 1))
-    if torch.cuda.is_available():
-        memory, device = torch.cuda.max_memory_allocated() / 1e6, torch.cuda.get_device_name()
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        memory, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, "cpu"
     return {
         "train_pictures": trained["train_pictures"],
         "epochs": len(lines),
         "train_seconds": round(seconds, 1),
         "step_ms": round(1000 * seconds / steps, 2) if lines else 0.0,
-        "memory_mb": round(memory),
-        "device": device,
+        "memory_mb": max((line["memory_mb"] for line in lines), default=0),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "kedge": version("kedge"),
         "torch": version("torch"),

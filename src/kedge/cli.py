@@ -132,6 +132,65 @@ def losses(json_: Json = False) -> None:
 
 
 @app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="The folder to write; what stands in it already is not done again.")],
+    grid: Annotated[
+        Path | None, typer.Argument(help="A TOML file that says what to compare; flags go over it.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A data set's name, folder or list.")] = None,
+    loss: Annotated[list[str] | None, typer.Option(help="A loss that `kedge losses` lists, or a variant.")] = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="A backbone, or auto: as the pictures ask for.")] = None,
+    shots: Annotated[list[str] | None, typer.Option(help="Pictures a class to train on, or full.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; default 0, 1 and 2.")] = None,
+    unseen_classes: Annotated[
+        int | None, typer.Option(help="Leave the last N classes out of training, and measure them apart.")
+    ] = None,
+    tries: Annotated[
+        bool, typer.Option("--tries", help="Choose each loss's settings on validation pictures first.")
+    ] = False,
+    setting: Annotated[list[str] | None, typer.Option(help="A setting of every cell, such as epochs=20.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(help="Cells side by side, each with its share of the cores; default one a GPU.")
+    ] = None,
+    drop_models: Annotated[
+        bool, typer.Option("--drop-models", help="Remove each model folder once it is measured.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Train and measure losses side by side; options may be given several times. Goes on where it was stopped."""
+    from kedge.compare import compare as run
+    from kedge.grid import Grid
+    from kedge.progress import comparison_progress
+
+    flags: dict[str, Any] = {
+        "datasets": data,
+        "losses": loss,
+        "backbones": backbone,
+        "seeds": seed,
+        "unseen_classes": unseen_classes,
+    }
+    flags["shots"] = [int(count) if count.isdigit() else count for count in shots] if shots else None
+    values = Grid.read(grid) if grid else {}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    if setting:
+        values["settings"] = {**values.get("settings", {}), **_settings(setting)}
+    if tries:
+        values.setdefault("tries", {})
+    if "datasets" not in values:
+        raise InputError("nothing to compare on: give --data, or a TOML file with `datasets`")
+    with comparison_progress() as on_row:
+        found = run(Grid.of(values), out, parallel=parallel, keep_models=not drop_models, on_row=on_row)
+    if json_:
+        for row in found.rows:
+            print(json.dumps(row))
+    else:
+        print((out / "results.md").read_text("utf-8"))
+        print(f"page    {out / 'report.html'}")
+    if found.failed:
+        raise WorkError(f"{len(found.failed)} of {len(found.rows)} cells failed, see {out / 'results.md'}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     data: Annotated[str, typer.Argument(help="A data set's name, folder or list.")],
@@ -404,6 +463,22 @@ def _probes_list(text: str) -> tuple[int | Literal["exact"], ...]:
     if not all(part == "exact" or (part.isdigit() and int(part) > 0) for part in parts):
         raise InputError(f"--probes takes numbers from 1 and 'exact', separated by commas, not '{text}'")
     return tuple("exact" if part == "exact" else int(part) for part in parts)
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """Read `name=value`, with values as TOML writes them; words need no quotes."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--setting takes name=value, such as epochs=20, not '{text}'")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = value.strip()
+    return found
 
 
 def _show_report(report: Any) -> None:

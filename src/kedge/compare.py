@@ -130,10 +130,12 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
             "unseen_classes": grid.unseen_classes,
         }
 
-    def keep(cell: Cell, row: Row) -> None:
-        _append(out / RESULTS, {**asdict(cell), "failure": "", **row}, tuple(asdict(cell)))
-        if not keep_models and not row.get("failure"):
+    def keep(cell: Cell, measured: Row) -> Row:
+        row = {**asdict(cell), "failure": "", **measured}
+        _append(out / RESULTS, row, tuple(asdict(cell)))
+        if not keep_models and not row["failure"]:
             shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
+        return row
 
     open_cells = [cell for cell in cells if cell not in done]
     runner.run([(cell.name, job(cell), partial(keep, cell)) for cell in open_cells], len(cells))
@@ -146,7 +148,6 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
     plans = {name: loss_recipe(str(grid.settings_of(name)["loss"])).tries() for name in dict.fromkeys(grid.losses)}
     best: dict[str, dict[str, Any]] = {name: {} for name in plans}
     reached = dict.fromkeys(plans, -1.0)
-    total = sum(len(stage) for plan in plans.values() for stage in plan)
     for number in range(max(len(plan) for plan in plans.values())):
         rows = {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
         wanted: list[tuple[str, dict[str, Any]]] = [
@@ -158,7 +159,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
         open_tries = [
             (name, settings) for name, settings in wanted if rows.get((name, _said(settings)), {}).get("failure", "?")
         ]
-        runner.run([_try(grid, out, data, name, settings) for name, settings in open_tries], total)
+        runner.run([_try(grid, out, data, name, settings) for name, settings in open_tries], len(wanted))
         rows = {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
         for name, settings in wanted:
             row = rows[name, _said(settings)]
@@ -170,7 +171,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
 
 def _try(
     grid: Grid, out: Path, data: str, name: str, settings: Mapping[str, Any]
-) -> tuple[str, Row, Callable[[Row], None]]:
+) -> tuple[str, Row, Callable[[Row], Row]]:
     assert grid.tries is not None
     folder = out / MODELS / f"try-{name}-{crc32(_said(settings).encode()):08x}"
     given = {**settings, **grid.settings_of(name), **grid.tries.settings, "seed": 0}
@@ -178,12 +179,13 @@ def _try(
         given["backbone"] = grid.backbones[0]
     job = {"validate": True, "data": data, "out": str(folder), "settings": given}
 
-    def keep(row: Row) -> None:
-        said = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": ""}
-        _append(out / TRIES, {**said, **row}, ("dataset", "loss", "settings"))
+    def keep(measured: Row) -> Row:
+        row = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": "", **measured}
+        _append(out / TRIES, row, ("dataset", "loss", "settings"))
         shutil.rmtree(folder, ignore_errors=True)
+        return row
 
-    return f"try {name} {_said(settings)}", job, keep
+    return f"{name}, trying {_said(settings)}", job, keep
 
 
 def _said(settings: Mapping[str, Any]) -> str:
@@ -198,7 +200,7 @@ class _Runner:
     devices: int
     on_row: OnRow
 
-    def run(self, jobs: Sequence[tuple[str, Row, Callable[[Row], None]]], total: int) -> None:
+    def run(self, jobs: Sequence[tuple[str, Row, Callable[[Row], Row]]], total: int) -> None:
         """Run (name, job, what to do with its row); at a KeyboardInterrupt all processes end."""
         running: set[subprocess.Popen[str]] = set()
         done = total - len(jobs)
@@ -208,8 +210,7 @@ class _Runner:
             try:
                 for future in as_completed(futures):
                     name, keep = futures[future]
-                    row = future.result()
-                    keep(row)
+                    row = keep(future.result())
                     done += 1
                     self.on_row(name, row, done, total)
             except BaseException:

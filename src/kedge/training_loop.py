@@ -38,6 +38,8 @@ __all__ = ["RESUME_FILE", "EmbeddingTraining", "LabelledBatches", "PicturesOnDis
 RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.jsonl"
 ENCODED_AT_ONCE = 128
+# Logged, and not worth a reader's while on the screen.
+UNSAID = ("epoch", "seconds", "memory_mb")
 # Validation by epoch compares validation pictures among themselves; more of them say nothing new.
 MOST_VALIDATED = 2000
 
@@ -206,12 +208,13 @@ class _EpochLog(Callback):
         line: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         line |= {name: total / module.steps for name, total in module.sums.items()}
         line["seconds"] = round(time.perf_counter() - self.began, 3)
+        line["memory_mb"] = _peak_memory()
         if self.validation is not None:
             line["validation_map"] = _validation_map(module, self.validation)
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if not self.quiet:
-            said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in ("epoch", "seconds"))
+            said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in UNSAID)
             self.bar.console.print(
                 f"epoch {line['epoch']}/{trainer.max_epochs}  {said}", highlight=False, soft_wrap=True
             )
@@ -292,6 +295,18 @@ def _validation_map(module: EmbeddingTraining, validation: LabelledBatches) -> f
             labels.append(own_labels.numpy())
     module.network.train(was_training)
     return leave_one_out_map(np.concatenate(vectors), np.concatenate(labels))
+
+
+def _peak_memory() -> int:
+    """Return the most MB that this process held on its GPU, or at all where there is none (0 on Windows)."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e6)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def _precision(settings: TrainingConfig) -> Any:

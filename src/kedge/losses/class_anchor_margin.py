@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kedge.errors import ConfigError
+from kedge.losses.repeller import MOST_SUMMED, ROWS, TINY, PairWatch, Reduction, full_repeller, sampled_repeller
 
-__all__ = ["AnchorStart", "ClassAnchorMargin", "LossTerms", "attractor", "norm_floor", "repeller"]
+__all__ = ["AnchorStart", "ClassAnchorMargin", "LossTerms", "attractor", "norm_floor", "start_anchors"]
 
 AnchorStart = Literal["auto", "base", "simplex", "random"]
-Reduction = Literal["sum", "mean"]
-
-# Added under the root of squared distances: the gradient of ||x|| at 0 is then 0 and not NaN. Small against any
-# distance between anchors that differ in float32.
-_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -43,45 +40,26 @@ def attractor(embeddings: Tensor, own_anchors: Tensor) -> Tensor:
     return 0.5 * (embeddings - own_anchors).square().sum(dim=1).mean()
 
 
-def repeller(anchors: Tensor, margin: float, reduction: Reduction = "sum") -> Tensor:
-    """Return L_R, a scalar, of anchors (t, d): half the sum, or the mean, over ordered pairs of the squared hinge.
-
-    Up to a few hundred anchors distances are taken by differences: the formula by matrix products loses those of close
-    anchors to cancellation, and close anchors are the ones that count here.
-    """
-    count = len(anchors)
-    if count < 2:
-        return anchors.sum() * 0.0
-    first, second = torch.triu_indices(count, count, offset=1, device=anchors.device)
-    squared = _squared_distances(anchors)[first, second]
-    hinge = (2.0 * margin - (squared + _TINY).sqrt()).clamp(min=0.0)
-    total = hinge.square().sum()  # half of the ordered pairs: each unordered pair stands in it twice
-    return total / (count * (count - 1)) if reduction == "mean" else total
-
-
-def _squared_distances(anchors: Tensor) -> Tensor:
-    """Return ||c_i - c_j||^2, shape (t, t), in the anchors' precision."""
-    # About their mean, so that a common offset cannot swamp the differences.
-    centred = anchors - anchors.mean(dim=0, keepdim=True)
-    if len(anchors) * anchors.numel() <= 1 << 24:
-        return (centred[:, None, :] - centred[None, :, :]).square().sum(dim=2)
-    norms = centred.square().sum(dim=1)
-    return (norms[:, None] + norms[None, :] - 2.0 * centred @ centred.T).clamp(min=0.0)
-
-
 def norm_floor(anchors: Tensor, least_norm: float, reduction: Reduction = "sum") -> Tensor:
     """Return L_N, a scalar, of anchors (t, d): half the sum, or the mean, over anchors of the squared hinge."""
-    norms = (anchors.square().sum(dim=1) + _TINY).sqrt()
+    count = len(anchors)
+    if count > MOST_SUMMED or anchors.device.type == "cpu":
+        # Few anchors are short, or none, and the others add nothing.
+        anchors = anchors[torch.linalg.vector_norm(anchors.detach(), dim=1) < least_norm]
+    norms = (anchors.square().sum(dim=1) + TINY).sqrt()
     hinge = (least_norm - norms).clamp(min=0.0)
     total = 0.5 * hinge.square().sum()
-    return total / len(anchors) if reduction == "mean" else total
+    return total / count if reduction == "mean" else total
 
 
 class ClassAnchorMargin(nn.Module):
     """The class-anchor margin loss: `loss(embeddings, labels)` -> scalar, with `loss.anchors` as its parameter.
 
     embeddings: (batch, d), not normalised; labels: (batch,) in 0..num_classes-1. No pairs or triplets of pictures are
-    mined: a step costs O(batch * d + num_classes^2 * d). Arithmetic is at least float32, whatever the autocast.
+    mined. Up to 384 classes the repeller is summed over all pairs of anchors; beyond, a step stays as cheap as one of a
+    softmax over the classes: the repeller is exact where few anchors are near each other, else an unbiased estimate
+    (`exact` tells of the last step; on the sphere it is always an estimate; see `kedge.losses.repeller`). Arithmetic is
+    at least float32, whatever the autocast.
 
     margin:        m, the radius kept for a class; anchors repel each other up to 2m.
     least_norm:    p, the norm below which an anchor is pushed from the origin.
@@ -90,7 +68,8 @@ class ClassAnchorMargin(nn.Module):
     reduction:     "sum" (the paper's) or "mean" over anchor pairs and anchors; "mean" keeps SGD from being blown up.
     start:         how anchors begin. "base": base vectors scaled so that neighbours are 2m apart, needs
                    num_classes <= dim; "simplex": a regular simplex with sides 2m, needs num_classes <= dim + 1;
-                   "random": normal vectors whose usual distance is 2m; "auto": base where it fits, else random.
+                   "random": normal vectors, scaled so that the nearest two of them are about 2m apart (at most twice
+                   as far as usual ones at 2m); "auto": base where it fits, else random.
     learnable:     False keeps the anchors where they start.
     attractor_weight, repeller_weight, norm_weight: weights of the three terms.
 
@@ -133,6 +112,9 @@ class ClassAnchorMargin(nn.Module):
             self.anchors = nn.Parameter(first)
         else:
             self.register_buffer("anchors", first)
+        self.exact = True
+        self._watch = PairWatch()
+        self._fixed: tuple[object, Tensor] | None = None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -141,17 +123,37 @@ class ClassAnchorMargin(nn.Module):
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             points = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
             anchors = self.anchors.to(torch.promote_types(self.anchors.dtype, torch.float32))
-            floor = norm_floor(anchors, self.least_norm, self.reduction) * self.norm_weight
             scale = 1.0
             if self.sphere:
                 points = self.margin * F.normalize(points, dim=1)
                 anchors = self.margin * F.normalize(anchors, dim=1)
                 scale = self.margin**-2
-                floor = torch.zeros_like(floor)  # every norm is m there: the floor has nothing to do
+                floor = points.new_zeros(())  # every norm is m there: the floor has nothing to do
+            else:
+                floor = norm_floor(anchors, self.least_norm, self.reduction) * self.norm_weight
             pull = attractor(points, anchors[labels]) * (scale * self.attractor_weight)
-            push = repeller(anchors, self.margin, self.reduction) * (scale * self.repeller_weight)
+            push = self._repeller(anchors) * (scale * self.repeller_weight)
         self._last = (pull.detach(), push.detach(), floor.detach())
         return pull + push + floor
+
+    def _repeller(self, anchors: Tensor) -> Tensor:
+        self.exact = True
+        if not anchors.requires_grad:
+            # Fixed anchors repel as they did before.
+            state = (self.anchors._version, self.anchors.data_ptr())
+            if self._fixed is None or self._fixed[0] != state:
+                self._fixed = (state, full_repeller(anchors, self.margin, self.reduction))
+            return self._fixed[1]
+        if len(anchors) <= MOST_SUMMED:
+            return full_repeller(anchors, self.margin, self.reduction)
+        if self.sphere:
+            # No two points of the sphere lie further apart than 2m: no pair can be left out.
+            self.exact = False
+            rows = torch.randperm(len(anchors), device=anchors.device)[:ROWS]
+            return sampled_repeller(anchors, rows, self.margin, self.reduction)
+        value = self._watch(anchors, self.margin, self.reduction)
+        self.exact = self._watch.exact
+        return value
 
     @property
     def terms(self) -> LossTerms:
@@ -180,8 +182,14 @@ def start_anchors(num_classes: int, dim: int, margin: float, start: AnchorStart)
     if start == "simplex":
         return _simplex(num_classes, dim) * (2.0 * margin)
     if start == "random":
-        return torch.randn(num_classes, dim) * (margin * (2.0 / dim) ** 0.5)
+        return torch.randn(num_classes, dim) * (margin * (2.0 / dim) ** 0.5 * _spread(num_classes, dim))
     raise ConfigError(f"start must be 'auto', 'base', 'simplex' or 'random', not '{start}'")
+
+
+def _spread(count: int, dim: int) -> float:
+    """Return how much further apart usual normal vectors lie than the nearest two of `count`, at most 2."""
+    pairs = max(1, count * (count - 1) // 2)
+    return float(min(2.0, (dim / chi2.ppf(1.0 / (pairs + 1), dim)) ** 0.5))
 
 
 def _simplex(count: int, dim: int) -> Tensor:

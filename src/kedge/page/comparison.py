@@ -124,39 +124,38 @@ def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
 
 
 def _ratios(group: _Group) -> _Table:
-    """The best loss with class anchors against the best other one, each chosen by the figure in question."""
+    """The best loss with class anchors against the best other one, and against the best softmax read-out."""
+    columns = ("figure", "best with class anchors", "best other", "ratio", "ratio of 1 - mAP", "R@1, points")
     lines = []
-    kinds = [("mAP", "l2_map"), ("mAP", "cosine_map")]
     for prefix, what in (("", ""), ("shots_", ", gallery of the shots"), ("unseen_", ", unseen classes")):
-        for name, figure in kinds:
+        for figure, distance in (("l2_map", "L2"), ("cosine_map", "cosine")):
             means = {
                 loss: float(np.mean([row[prefix + figure] for row in found]))
                 for loss, found in group.by_loss.items()
                 if prefix + figure in found[0]
             }
-            ours = {loss: mean for loss, mean in means.items() if group.by_loss[loss][0]["learns_anchors"]}
-            others = {loss: mean for loss, mean in means.items() if loss not in ours}
-            if ours and others:
-                best, other = max(ours, key=ours.__getitem__), max(others, key=others.__getitem__)
-                distance = "L2" if figure.startswith("l2") else "cosine"
-                ratio = ours[best] / max(1e-9, others[other])
-                left = (1 - ours[best]) / max(1e-9, 1 - others[other])
-                recalls = [
-                    np.mean([row[f"{prefix}{row['distance']}_r1"] for row in group.by_loss[loss]])
-                    for loss in (best, other)
-                ]
-                lines.append(
-                    (
-                        f"{name} ({distance}){what}",
-                        f"{best} {100 * ours[best]:.1f}",
-                        f"{other} {100 * others[other]:.1f}",
-                        f"{ratio:.3f}",
-                        f"{left:.3f}",
-                        f"{100 * (recalls[0] - recalls[1]):+.1f}",
+            anchored = [loss for loss in means if group.by_loss[loss][0]["learns_anchors"]]
+            readouts = [loss for loss in means if group.by_loss[loss][0].get("features") == "softmax"]
+            others = [loss for loss in means if loss not in anchored and loss not in readouts]
+            for rivals in (others, readouts):
+                if anchored and rivals:
+                    best, other = max(anchored, key=means.__getitem__), max(rivals, key=means.__getitem__)
+                    ours, theirs = means[best], means[other]
+                    own, their = (_recall(group.by_loss[loss], prefix) for loss in (best, other))
+                    cells = (
+                        f"mAP ({distance}){what}",
+                        f"{best} {100 * ours:.1f}",
+                        f"{other} {100 * theirs:.1f}",
+                        f"{ours / max(1e-9, theirs):.3f}",
+                        f"{(1 - ours) / max(1e-9, 1 - theirs):.3f}",
+                        f"{100 * (own - their):+.1f}",
                     )
-                )
-    columns = ("figure", "best with class anchors", "best other", "ratio", "ratio of 1 - mAP", "R@1, points")
+                    lines.append(cells)
     return _Table(f"{group.title}: class anchors against the best other loss", columns, tuple(lines))
+
+
+def _recall(rows: Sequence[Row], prefix: str) -> float:
+    return float(np.mean([row[f"{prefix}{row['distance']}_r1"] for row in rows]))
 
 
 def _cost(group: _Group) -> _Table:

@@ -1,0 +1,151 @@
+"""The repeller at any number of anchors: against a slow sum in float64, exact where it says so, unbiased where not."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kedge.losses import ClassAnchorMargin, repeller
+from kedge.losses.repeller import PairWatch, full_repeller, sampled_repeller
+
+
+def slow_repeller(anchors, margin):
+    """Half the sum over ordered pairs, and its gradient, pair by pair in float64."""
+    points = anchors.detach().double().numpy()
+    total, gradient = 0.0, np.zeros_like(points)
+    for i in range(len(points)):
+        for j in range(len(points)):
+            apart = np.linalg.norm(points[i] - points[j])
+            if i != j and apart < 2 * margin:
+                total += 0.5 * (2 * margin - apart) ** 2
+                gradient[i] -= 2 * (2 * margin - apart) * (points[i] - points[j]) / max(apart, 1e-12)
+    return total, gradient
+
+
+def with_gradient(function, anchors, *arguments):
+    anchors = anchors.detach().clone().requires_grad_()
+    value = function(anchors, *arguments)
+    value.backward()
+    return value.item(), anchors.grad.double().numpy()
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("block", [1 << 24, 64])
+def test_full_sum_and_gradient_equal_the_slow_ones(offset, block, monkeypatch):
+    monkeypatch.setattr(repeller, "BLOCK", block)  # whole, or a few rows at a time
+    torch.manual_seed(0)
+    anchors = torch.randn(30, 5) + offset
+    anchors[7] = anchors[3] + 1e-4  # a close pair, where products cancel
+    value, gradient = with_gradient(full_repeller, anchors, 1.0)
+    expected, slope = slow_repeller(anchors, 1.0)
+    assert value == pytest.approx(expected, rel=1e-5)
+    # The direction of the close pair is known as well as its difference is in float32.
+    others = np.setdiff1d(np.arange(30), [3, 7])
+    np.testing.assert_allclose(gradient[others], slope[others], atol=2e-4 if offset == 0 else 5e-3)
+    np.testing.assert_allclose(gradient, slope, atol=1e-2 if offset == 0 else 0.2)
+
+
+def test_gradient_passes_the_numerical_check():
+    torch.manual_seed(1)
+    anchors = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([2, 9, 5])
+    assert torch.autograd.gradcheck(lambda points: full_repeller(points, 1.0), (anchors,))
+    assert torch.autograd.gradcheck(lambda points: sampled_repeller(points, rows, 1.0), (anchors,))
+
+
+def test_estimate_is_unbiased_in_value_and_gradient():
+    torch.manual_seed(2)
+    anchors = torch.randn(9, 3, dtype=torch.float64)
+    draws = [with_gradient(sampled_repeller, anchors, torch.tensor([i, j]), 1.0) for i in range(9) for j in range(i)]
+    expected, slope = slow_repeller(anchors, 1.0)
+    assert np.mean([value for value, _ in draws]) == pytest.approx(expected)
+    np.testing.assert_allclose(np.mean([gradient for _, gradient in draws], axis=0), slope, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    steps=st.lists(st.tuples(st.floats(0.0, 1.5), st.integers(1, 60)), min_size=5, max_size=25),
+    rows=st.integers(1, 80),
+)
+def test_watched_pairs_give_the_full_sum_whenever_they_say_so(seed, steps, rows):
+    # Sixty anchors wander; each step some of them leap by some length, small or beyond what the skin allows.
+    torch.manual_seed(seed)
+    anchors = torch.randn(60, 6, dtype=torch.float64) * 2.5
+    watch, exact = PairWatch(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeller, "ROWS", rows)
+        patch.setattr(repeller, "PAIRS", 100)
+        for length, count in steps:
+            chosen = torch.randperm(60)[:count]
+            anchors[chosen] += length * torch.nn.functional.normalize(torch.randn(count, 6, dtype=torch.float64))
+            value, gradient = with_gradient(watch, anchors, 1.0, "sum")
+            if watch.exact:
+                exact += 1
+                expected, slope = slow_repeller(anchors, 1.0)
+                assert value == pytest.approx(expected, rel=1e-9, abs=1e-12)
+                np.testing.assert_allclose(gradient, slope, atol=1e-9)
+    if rows >= 60:
+        assert exact == len(steps)  # every step may compare all that moved
+
+
+def test_watch_gives_up_a_crowded_list_and_comes_back():
+    torch.manual_seed(3)
+    watch, anchors = PairWatch(), torch.randn(500, 4) * 0.1
+    watch(anchors, 1.0, "sum")
+    assert not watch.exact
+    spread = torch.randn(500, 64) * 4
+    found = []
+    for _ in range(400):
+        watch(spread, 1.0, "sum")
+        found.append(watch.exact)
+    assert found[-1]
+    assert not found[0]
+
+
+def test_loss_of_many_classes_is_exact_once_all_anchors_are_compared():
+    torch.manual_seed(4)
+    loss = ClassAnchorMargin(500, 16, margin=1.0, start="random")
+    embeddings, labels = torch.randn(8, 16), torch.arange(8)
+    for _ in range(-(-500 // repeller.ROWS)):
+        value = loss(embeddings, labels)
+    assert loss.exact
+    expected, _ = slow_repeller(loss.anchors, 1.0)
+    assert loss.terms.repeller == pytest.approx(expected, rel=1e-4)
+    value.backward()
+    assert torch.isfinite(loss.anchors.grad).all()
+
+
+def test_loss_of_many_classes_on_the_sphere_is_an_estimate_about_the_full_sum():
+    torch.manual_seed(5)
+    loss = ClassAnchorMargin(400, 16, margin=1.0, sphere=True, start="random")
+    embeddings, labels = torch.randn(8, 16), torch.arange(8)
+    drawn = []
+    for _ in range(200):
+        loss(embeddings, labels)
+        drawn.append(loss.terms.repeller)
+    assert not loss.exact
+    expected, _ = slow_repeller(torch.nn.functional.normalize(loss.anchors), 1.0)
+    assert np.mean(drawn) == pytest.approx(expected, rel=0.02)
+
+
+def test_fixed_anchors_of_many_classes_are_summed_once_and_exactly():
+    torch.manual_seed(6)
+    loss = ClassAnchorMargin(400, 8, margin=1.0, start="random", learnable=False)
+    loss(torch.zeros(2, 8), torch.tensor([0, 1]))
+    expected, _ = slow_repeller(loss.anchors, 1.0)
+    assert loss.exact
+    assert loss.terms.repeller == pytest.approx(expected, rel=1e-5)
+    loss.anchors.mul_(0.5)  # as when saved ones are loaded
+    loss(torch.zeros(2, 8), torch.tensor([0, 1]))
+    assert loss.terms.repeller == pytest.approx(slow_repeller(loss.anchors, 1.0)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_anchor_has_nobody_to_repel_and_two_have_each_other(count):
+    anchors = torch.zeros(count, 3)
+    anchors[-1, 0] = 1.0
+    value, gradient = with_gradient(full_repeller, anchors, 1.0)
+    assert value == pytest.approx([0.0, 1.0][count - 1])
+    assert np.isfinite(gradient).all()
