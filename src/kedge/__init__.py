@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kedge.anchors import Anchors
+    from kedge.comparison import Comparison, compare
     from kedge.config import TrainingConfig
     from kedge.datasets import Dataset, load_dataset
     from kedge.encoder import Encoder
     from kedge.errors import InputError, KedgeError, WorkError
     from kedge.evaluation import Report, evaluate, evaluate_vectors
     from kedge.gallery import AddReport, Gallery, Hit, SearchResult
+    from kedge.grid import Grid
     from kedge.losses import ClassAnchorMargin
     from kedge.model import Model
+    from kedge.new_class import NewClass, add_class
     from kedge.picture import Picture, read_picture
     from kedge.search import Neighbours, TwoStageIndex
     from kedge.training import train
@@ -25,20 +28,25 @@ _HOMES = {
     "AddReport": "gallery",
     "Anchors": "anchors",
     "ClassAnchorMargin": "losses",
+    "Comparison": "comparison",
     "Dataset": "datasets",
     "Encoder": "encoder",
     "Gallery": "gallery",
+    "Grid": "grid",
     "Hit": "gallery",
     "InputError": "errors",
     "KedgeError": "errors",
     "Model": "model",
     "Neighbours": "search",
+    "NewClass": "new_class",
     "Picture": "picture",
     "Report": "evaluation",
     "SearchResult": "gallery",
     "TrainingConfig": "config",
     "TwoStageIndex": "search",
     "WorkError": "errors",
+    "add_class": "new_class",
+    "compare": "comparison",
     "evaluate": "evaluation",
     "evaluate_vectors": "evaluation",
     "load_dataset": "datasets",
@@ -47,26 +55,31 @@ _HOMES = {
 }
 
 # Needed by these alone: without `kedge[train]` their import names the command that installs it.
-_NEED_TORCH = frozenset({"ClassAnchorMargin", "train"})
+_NEED_TORCH = frozenset({"ClassAnchorMargin", "Comparison", "Grid", "compare", "train"})
 
 __all__ = [
     "AddReport",
     "Anchors",
     "ClassAnchorMargin",
+    "Comparison",
     "Dataset",
     "Encoder",
     "Gallery",
+    "Grid",
     "Hit",
     "InputError",
     "KedgeError",
     "Model",
     "Neighbours",
+    "NewClass",
     "Picture",
     "Report",
     "SearchResult",
     "TrainingConfig",
     "TwoStageIndex",
     "WorkError",
+    "add_class",
+    "compare",
     "evaluate",
     "evaluate_vectors",
     "load_dataset",

@@ -90,12 +90,15 @@ class Anchors:
 
     @classmethod
     def load(cls, path: Path, names: Sequence[str]) -> Self:
-        """Read the vectors that `save` wrote; `names` are the model's class names, in the same order."""
+        """Read the vectors that `save` wrote; `names` are the model's class names, in the same order.
+
+        Vectors beyond the names are left out: a class is added by its vector first, and then by its name.
+        """
         try:
             vectors = load_file(path)["vectors"]
         except (OSError, SafetensorError, KeyError) as error:
             raise ModelError(f"{path} cannot be read as anchors ({error}): train or export the model again") from error
-        return cls(tuple(names), vectors.astype(np.float32))
+        return cls(tuple(names), vectors[: len(names)].astype(np.float32))
 
 
 def unit_length(vectors: npt.NDArray[np.floating]) -> Vectors:

@@ -158,7 +158,6 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Train and measure losses side by side; options may be given several times. Goes on where it was stopped."""
-    from kedge.compare import compare as run
     from kedge.grid import Grid
     from kedge.progress import comparison_progress
 
@@ -179,7 +178,7 @@ def compare(
     if "datasets" not in values:
         raise InputError("nothing to compare on: give --data, or a TOML file with `datasets`")
     with comparison_progress() as on_row:
-        found = run(Grid.of(values), out, parallel=parallel, keep_models=not drop_models, on_row=on_row)
+        found = kedge.compare(Grid.of(values), out, parallel=parallel, keep_models=not drop_models, on_row=on_row)
     if json_:
         for row in found.rows:
             print(json.dumps(row))
@@ -188,6 +187,31 @@ def compare(
         print(f"page    {out / 'report.html'}")
     if found.failed:
         raise WorkError(f"{len(found.failed)} of {len(found.rows)} cells failed, see {out / 'results.md'}")
+
+
+@app.command()
+def add_class(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    name: Annotated[str, typer.Argument(help="The new class's name.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Examples of it: one will do, five are better.")],
+    json_: Json = False,
+) -> None:
+    """Add a class to a model without training: its anchor is the mean of a few examples."""
+    _, added = kedge.add_class(model, name, pictures)
+    if json_:
+        print(json.dumps({**asdict(added), "crowded": added.crowded}))
+        return
+    print(
+        f"added '{name}' from {added.examples} pictures, which lie {added.spread:.3g} from its anchor on average; "
+        f"the nearest other anchor, '{added.nearest}', is {added.distance:.3g} away"
+    )
+    if added.crowded:
+        print(
+            f"kedge: that is within the margin of '{added.nearest}' ({added.margin:.3g}): "
+            f"expect pictures of both under either; train with both classes to part them",
+            file=sys.stderr,
+        )
+    print(f"galleries take it over with `kedge reindex GALLERY --model {model}`, which reads no picture")
 
 
 @app.command()

@@ -301,14 +301,7 @@ class Intake:
         return np.stack([chunk.embeddings[row] if row in chunk.embeddings else by_id[key] for row, key in rows])
 
     def _filing(self, vectors: npt.NDArray[np.float32], labels: Sequence[str | None]) -> dict[str, Any]:
-        buckets = labelled_buckets(labels, self._anchors) if self._file_by == "label" else None
-        filing = file_vectors(vectors, self._anchors.vectors, buckets)
-        return {
-            "anchor": [self._anchors.names[anchor] for anchor in filing.anchors],
-            "filed_by": [self._file_by] * len(vectors),
-            "rho": filing.rho,
-            "gap": filing.gap,
-        }
+        return filing_columns(vectors, labels, self._anchors, self._file_by)
 
     def _drop_replaced(self) -> None:
         """Remove what stood at a path before, where the file there now holds another picture."""
@@ -319,6 +312,20 @@ class Intake:
             gone += [row["id"] for row in there.to_pylist() if row["file_size"] and now[row["path"]] != row["id"]]
         if gone:
             self._table.delete(pc.field("id").isin(gone))
+
+
+def filing_columns(
+    vectors: npt.NDArray[np.float32], labels: Sequence[str | None], anchors: Anchors, file_by: FileBy
+) -> dict[str, Any]:
+    """Return what the table says of where vectors, (n, d), stand, by column."""
+    buckets = labelled_buckets(labels, anchors) if file_by == "label" else None
+    filing = file_vectors(vectors, anchors.vectors, buckets)
+    return {
+        "anchor": [anchors.names[anchor] for anchor in filing.anchors],
+        "filed_by": [file_by] * len(vectors),
+        "rho": filing.rho,
+        "gap": filing.gap,
+    }
 
 
 def read_for_gallery(source: str | bytes, size: int, *, name: str | None = None) -> Any:

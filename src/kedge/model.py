@@ -97,13 +97,21 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides an embedding and where it is filed: graph, anchors, preprocessing, distance."""
+        digest = self._digest(ENCODER, ANCHORS)
+        digest.update("\0".join(self.card.classes).encode())
+        return digest.hexdigest()[:16]
+
+    def encodes_like(self, other: "Model") -> bool:
+        """Tell whether two models give every picture the same embedding, whatever their anchors."""
+        return self._digest(ENCODER).digest() == other._digest(ENCODER).digest()
+
+    def _digest(self, *names: str) -> "hashlib._Hash":
         digest = hashlib.sha256()
-        for name in (ENCODER, ANCHORS):
+        for name in names:
             digest.update((self.folder / name).read_bytes())
         digest.update(self.card.preprocessing.model_dump_json().encode())
         digest.update(self.card.distance.encode())
-        digest.update("\0".join(self.card.classes).encode())
-        return digest.hexdigest()[:16]
+        return digest
 
     @property
     def encoder_path(self) -> Path:

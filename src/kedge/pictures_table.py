@@ -172,8 +172,19 @@ class PicturesTable:
         """Yield the embeddings of all rows in the table's order, in parts of shape (n, d)."""
         with self._filtering(None):
             for batch in self._dataset.scanner(columns=["embedding"], scan_in_order=True).to_batches():
-                column = batch.column(0)
-                yield column.flatten().to_numpy().reshape(-1, column.type.list_size)
+                yield matrix(batch.column(0))
+
+    def parts(self, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        """Yield columns of all rows in the table's order, at least so many rows at a time but for the last."""
+        batches: list[pa.RecordBatch] = []
+        with self._filtering(None):
+            for batch in self._dataset.scanner(columns=list(columns), scan_in_order=True).to_batches():
+                batches.append(batch)
+                if sum(map(len, batches)) >= rows:
+                    yield pa.Table.from_batches(batches)
+                    batches = []
+        if batches:
+            yield pa.Table.from_batches(batches)
 
     def count_by(self, column: str, where: str | None = None) -> dict[str, int]:
         """Return how many rows, or of those that match an SQL filter, hold each value of a column of texts."""
@@ -358,6 +369,11 @@ class PicturesTable:
                 near = nearest_name(name, self._dataset.schema.names)
                 raise GalleryError(f"no column '{name}'{near}; there are: {columns}") from error
             raise GalleryError(f'the filter "{where}" cannot be used ({text}); columns are: {columns}') from error
+
+
+def matrix(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
+    """Return a column of embeddings as an array of shape (n, d)."""
+    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def is_lost(error: BaseException) -> bool:

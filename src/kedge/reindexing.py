@@ -1,23 +1,29 @@
 """Reindexing: the pictures of a gallery embedded and filed anew by another model.
 
+Where only the anchors are others, as after a class was added, the embeddings are kept and filed anew: no picture is
+read.
+
 The new model and its table grow in a folder of their own inside the gallery, which goes on answering with the old ones
 until the new ones take over in one step. A run that was killed is gone on with: known files are not read again.
 """
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kedge.encoder import Encoder
 from kedge.errors import InputError
 from kedge.gallery_folder import MODEL, TABLE, GalleryFolder
-from kedge.intake import AddReport, FileBy, Intake, Progress
+from kedge.intake import COMMIT_VECTORS, AddReport, FileBy, Intake, Progress, filing_columns
 from kedge.model import Model
-from kedge.pictures_table import PicturesTable
+from kedge.pictures_table import OWN_COLUMNS, PicturesTable, matrix
 from kedge.sources import Sources
 
 __all__ = ["reindex"]
+
+FILED_BY: tuple[FileBy, ...] = ("nearest", "label")
 
 
 def reindex(
@@ -25,8 +31,8 @@ def reindex(
 ) -> tuple[GalleryFolder, AddReport]:
     """Embed all pictures of a gallery's table with `model` and let it take over; return the folder and what was done.
 
-    Pictures come from their paths. Where some cannot be read, or were added as vectors, InputError is raised and
-    the gallery stays as it is, unless `drop_missing`.
+    Pictures come from their paths, unless both models embed alike. Where some cannot be read, or were added as vectors,
+    InputError is raised and the gallery stays as it is, unless `drop_missing`.
     """
     if model.fingerprint == folder.model.fingerprint:
         raise InputError(f"the gallery is made with model {model.fingerprint} already: nothing to do")
@@ -36,10 +42,37 @@ def reindex(
     while True:
         table.refresh()
         version = table.version
-        report = _bring_up_to_date(table, new, fresh, drop_missing=drop_missing, progress=progress)
+        if fresh.encodes_like(folder.model):
+            report = _refile(table, new, fresh, progress)
+        else:
+            report = _bring_up_to_date(table, new, fresh, drop_missing=drop_missing, progress=progress)
         table.refresh()
         if table.version == version:  # nobody has changed the gallery meanwhile
             return folder.switch(part, fresh), report
+
+
+def _refile(old: PicturesTable, new: PicturesTable, model: Model, progress: Progress | None) -> AddReport:
+    """Copy a table with its embeddings and file them under the model's anchors."""
+    if new.count():
+        # A run that was cut short, or a gallery that changed meanwhile: all is copied in less time than compared.
+        new.delete("id IS NOT NULL")
+    new.add_columns(old.metadata_columns)
+    total, done, report = old.count(), 0, AddReport()
+    columns = [*OWN_COLUMNS, *old.metadata_columns]
+    for rows in old.parts(columns, COMMIT_VECTORS):
+        for file_by in FILED_BY:
+            own = rows.filter(pc.equal(rows["filed_by"], file_by))
+            if not len(own):
+                continue
+            vectors = np.concatenate([matrix(column) for column in own["embedding"].chunks])
+            filing = filing_columns(vectors, own["label"].to_pylist(), model.search_anchors, file_by)
+            kept = {name: own[name] for name in columns}
+            report += AddReport(added=new.insert({**kept, **filing}))
+        done += len(rows)
+        if progress:
+            progress("filing", done, total)
+    new.tidy()
+    return report
 
 
 def _bring_up_to_date(
@@ -57,8 +90,7 @@ def _bring_up_to_date(
             f"put them back, or leave them out with --drop-missing; the gallery is as it was"
         )
     rows, encoder, report = rows.filter(there), Encoder(model), AddReport()
-    ways: tuple[FileBy, ...] = ("nearest", "label")
-    for file_by in ways:
+    for file_by in FILED_BY:
         own = rows.filter(pc.equal(rows["filed_by"], file_by))
         if not len(own):
             continue

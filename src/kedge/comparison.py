@@ -149,7 +149,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
     best: dict[str, dict[str, Any]] = {name: {} for name in plans}
     reached = dict.fromkeys(plans, -1.0)
     for number in range(max(len(plan) for plan in plans.values())):
-        rows = {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
+        rows = _tries_done(out)
         wanted: list[tuple[str, dict[str, Any]]] = [
             (name, {**best[name], **settings})
             for name, plan in plans.items()
@@ -157,16 +157,22 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
             for settings in plan[number]
         ]
         open_tries = [
-            (name, settings) for name, settings in wanted if rows.get((name, _said(settings)), {}).get("failure", "?")
+            (name, settings)
+            for name, settings in wanted
+            if (name, _said(settings)) not in rows or rows[name, _said(settings)].get("failure")
         ]
         runner.run([_try(grid, out, data, name, settings) for name, settings in open_tries], len(wanted))
-        rows = {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
+        rows = _tries_done(out)
         for name, settings in wanted:
             row = rows[name, _said(settings)]
             score = -1.0 if row.get("failure") else max(row["validation_l2_map"], row["validation_cosine_map"])
             if score > reached[name]:
                 reached[name], best[name] = score, settings
     return best
+
+
+def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
+    return {(str(row["loss"]), str(row["settings"])): row for row in _read(out / TRIES)}
 
 
 def _try(
@@ -281,6 +287,13 @@ def _read(path: Path) -> list[Row]:
         return [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
+def _header(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
 def _number(text: str) -> Any:
     try:
         return int(text)
@@ -293,7 +306,7 @@ def _number(text: str) -> Any:
 def _append(path: Path, row: Row, key: Sequence[str]) -> None:
     """Add a row in place of one with the same key, and its columns where they are new; on disk when this returns."""
     rows = [known for known in _read(path) if any(known.get(part) != row[part] for part in key)]
-    columns = list(dict.fromkeys(name for known in [*rows, row] for name in known))
+    columns = list(dict.fromkeys([*_header(path), *row]))
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

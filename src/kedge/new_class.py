@@ -1,0 +1,116 @@
+"""New classes without training: an anchor is set from a few examples."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+from kedge.anchors import Anchors, squared_distances, unit_length
+from kedge.encoder import Encoder
+from kedge.errors import InputError, PictureError
+from kedge.model import ANCHORS, CARD, SPLITS, Model
+from kedge.picture import read_picture
+
+__all__ = ["NewClass", "add_class"]
+
+
+@dataclass(frozen=True)
+class NewClass:
+    """A class that was added: the nearest other anchor, how far it is, and what was known of the margin.
+
+    Distances are Euclidean, of unit vectors when the model's distance is cosine. `margin` is the radius that training
+    kept for a class: an anchor nearer than that to another shares its pictures. `spread` is the mean distance of the
+    examples to their own anchor.
+    """
+
+    name: str
+    examples: int
+    nearest: str
+    distance: float
+    margin: float | None
+    spread: float
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the anchor lies within the margin of another."""
+        return self.margin is not None and self.distance < self.margin
+
+
+def add_class(model: Model | str | Path, name: str, pictures: Sequence[str | Path]) -> tuple[Model, NewClass]:
+    """Add a class to a model folder: its anchor is the mean of the examples' embeddings.
+
+    The network stays as it is. Examples count as trained on: evaluation never takes them for queries. A gallery made
+    with the model goes on with its own copy until `Gallery.reindex`, which keeps the embeddings. Raises InputError,
+    with nothing changed, for a name that is taken, a picture that cannot be read, or examples that show no class.
+    """
+    opened = model if isinstance(model, Model) else Model.load(model)
+    if not name.strip():
+        raise InputError("a class needs a name")
+    if name in opened.card.classes:
+        raise InputError(f"{opened.folder} has a class '{name}' already: choose another name")
+    if not pictures:
+        raise InputError(f"no example of '{name}' was given: name at least one picture")
+    read = [read_picture(path) for path in pictures]
+    vectors = Encoder(opened).encode_pictures([picture.image for picture in read])
+    if not np.isfinite(vectors).all():
+        wrong = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise PictureError(str(pictures[wrong]), "the model gives it an embedding that is not finite")
+    others = opened.search_anchors
+    anchor = vectors.mean(axis=0, keepdims=True)
+    if opened.card.distance == "cosine":
+        anchor = unit_length(anchor)
+    if not np.linalg.norm(anchor) > 0:
+        raise InputError(f"the examples of '{name}' have nothing in common: their embeddings cancel out")
+    distances = np.sqrt(squared_distances(anchor, others.vectors))[0]
+    nearest = int(distances.argmin())
+    if distances[nearest] <= 1e-6 * np.linalg.norm(anchor):
+        raise InputError(
+            f"the examples of '{name}' lie on the anchor of '{others.names[nearest]}': they show that class"
+        )
+    added = NewClass(
+        name=name,
+        examples=len(read),
+        nearest=others.names[nearest],
+        distance=float(distances[nearest]),
+        margin=_margin(opened),
+        spread=float(np.sqrt(squared_distances(vectors, anchor)).mean()),
+    )
+    # Learned anchors of a model whose distance is cosine have lengths of their own, which L2 figures are made with.
+    length = float(np.linalg.norm(opened.anchors.vectors, axis=1).mean()) if opened.card.distance == "cosine" else 1.0
+    extended = np.concatenate([opened.anchors.vectors, anchor * length]).astype(np.float32)
+    _write(opened, Anchors((*opened.card.classes, name), extended), [picture.content_hash for picture in read])
+    return Model.load(opened.folder), added
+
+
+def _margin(model: Model) -> float | None:
+    """Return the radius kept for a class, in the space that is searched; None when the loss keeps none there."""
+    trained = model.card.trained
+    if trained.get("loss") == "cam-sphere":
+        return 1.0
+    if trained.get("loss") == "cam" and model.card.distance == "l2":
+        return float(trained["margin"])
+    return None
+
+
+def _write(model: Model, anchors: Anchors, contents: Sequence[str]) -> None:
+    """Write splits, anchors and card, each in one step and in this order: whatever is read between is a whole model."""
+    splits = model.folder / SPLITS
+    if splits.is_file():
+        stored = json.loads(splits.read_text("utf-8"))
+        stored = {split: sorted(set(hashes) - set(contents)) for split, hashes in stored.items()}
+        stored["train"] = sorted({*stored.get("train", ()), *contents})
+        _replace(splits, json.dumps(stored).encode())
+    partial = model.folder / f".{ANCHORS}.{uuid4().hex[:8]}"
+    anchors.save(partial)
+    partial.replace(model.folder / ANCHORS)
+    card = model.card.model_copy(update={"classes": anchors.names})
+    _replace(model.folder / CARD, (json.dumps(card.model_dump(), indent=2) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,231 @@
+"""Comparisons: cells in processes of their own, gone on with after a kill, failures told."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import kedge
+from kedge import comparison
+from kedge.cli import main
+from kedge.errors import ConfigError, InputError
+from kedge.grid import Grid
+from kedge.page import comparison_page, comparison_tables
+from tests.pictures import draw_classes
+
+SETTINGS = {"image_size": 32, "epochs": 1, "batch_size": 16, "dim": 8}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    draw_classes(root, ["circle", "square", "cross", "ring"], each=15, size=32, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def compared(photos, tmp_path_factory):
+    """Two cells that work, with a class left out, and one whose loss cannot be had with these settings."""
+    grid = Grid.of(
+        {
+            "datasets": [str(photos)],
+            "losses": ["cam-sphere", "cross-entropy", "impossible"],
+            "variants": {"impossible": {"loss": "cam", "anchor_start": "simplex", "dim": 1}},
+            "shots": [4],
+            "seeds": [0],
+            "settings": SETTINGS,
+            "unseen_classes": 1,
+        }
+    )
+    out = tmp_path_factory.mktemp("out") / "compared"
+    seen = []
+    found = kedge.compare(grid, out, parallel=2, on_row=lambda name, _, *counts: seen.append((name, *counts)))
+    return grid, out, found, seen
+
+
+def test_every_cell_has_its_row_and_a_failed_one_its_reason(compared):
+    _, out, found, seen = compared
+    assert [row["loss"] for row in found.rows] == ["cam-sphere", "cross-entropy", "impossible"]
+    assert sorted(done for _, done, _ in seen) == [1, 2, 3]
+    (failed,) = found.failed
+    assert "simplex" in failed["failure"]
+    for row in found.rows[:2]:
+        assert 0 < row["l2_map"] <= 1
+        assert 0 < row["unseen_cosine_map"] <= 1
+        assert 0 < row["shots_probed_l2_scanned"] <= 1
+        assert row["classes"] == 3
+        assert row["train_pictures"] == 12
+        assert row["step_ms"] > 0
+    assert (out / "models" / "shapes-resnet10-half-cam-sphere-4-0" / "kedge.json").is_file()
+
+
+def test_figures_are_those_of_evaluate(compared, photos):
+    _, out, found, _ = compared
+    report = kedge.evaluate(out / "models" / "shapes-resnet10-half-cross-entropy-4-0", photos, probes=(1,))
+    row = found.rows[1]
+    for distance in ("l2", "cosine"):
+        assert row[f"{distance}_map"] == pytest.approx(report.figures("exhaustive", distance).map, abs=1e-4)
+        probed = report.figures("two-stage", distance, "nearest", 1)
+        assert row[f"probed_{distance}_map"] == pytest.approx(probed.map, abs=1e-4)
+
+
+def test_pages_say_what_was_measured_and_what_failed(compared):
+    _, out, found, _ = compared
+    tables, page = (out / "results.md").read_text(), (out / "report.html").read_text()
+    for text in (tables, page):
+        assert "shapes, resnet10-half, 4 shots" in text
+        assert "gallery of the pictures trained on" in text
+        assert "classes never trained on" in text
+        assert "Cells that failed" in text
+    row = found.rows[0]
+    assert f"| cam-sphere | {100 * row['l2_map']:.1f} | {100 * row['cosine_map']:.1f} |" in tables
+    with (out / "results.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(compared):
+    grid, out, found, _ = compared
+    seen = []
+    again = kedge.compare(grid, out, on_row=lambda name, *_: seen.append(name))
+    assert seen == ["shapes-resnet10-half-impossible-4-0"]
+    assert [row["l2_map"] for row in again.rows[:2]] == [row["l2_map"] for row in found.rows[:2]]
+    fewer = Grid.of({**grid.model_dump(), "losses": ["cam-sphere"]})
+    assert len(kedge.compare(fewer, out).rows) == 1
+
+
+def test_another_comparison_is_refused(compared, tmp_path):
+    grid, out, _, _ = compared
+    before = (out / "results.csv").read_bytes()
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        kedge.compare(Grid.of({**grid.model_dump(), "settings": {**SETTINGS, "epochs": 2}}), out)
+    with pytest.raises(ConfigError, match="begun with other unseen_classes"):
+        kedge.compare(Grid.of({**grid.model_dump(), "unseen_classes": 0}), out)
+    assert (out / "results.csv").read_bytes() == before
+    (tmp_path / "thesis.doc").write_text("mine")
+    with pytest.raises(InputError, match="no comparison"):
+        kedge.compare(grid, tmp_path)
+
+
+def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeypatch):
+    # What a try reaches is made up here, so that the choice is known by hand.
+    def scored(_, job, *__):
+        given = job["settings"]
+        score = (
+            given["weight_decay"] + 10 * given["learning_rate"] + given.get("auxiliary", 0) - given["batch_size"] / 1e4
+        )
+        return {"validation_l2_map": score / 10, "validation_cosine_map": 0.0}
+
+    monkeypatch.setattr(comparison._Runner, "_one", scored)
+    grid = Grid.of({"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}})
+    (tmp_path / "out").mkdir()
+    runner, out = comparison._Runner(1, 0, lambda *_: None), tmp_path / "out"
+    chosen = comparison._choose_settings(grid, out, runner)
+    best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
+    assert chosen == {"cam-sphere": best, "none": {}}
+    with (out / "tries.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 9
+    monkeypatch.setattr(comparison._Runner, "_one", lambda *_: pytest.fail("a try was done again"))
+    assert comparison._choose_settings(grid, out, runner) == chosen
+
+
+def test_a_killed_comparison_leaves_nothing_running_and_goes_on(photos, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "kedge", "compare", "--data", str(photos), "--out", str(out), "--json"]
+    command += ["--loss", "cam", "--loss", "supcon", "--seed", "0"]
+    for name, value in SETTINGS.items():
+        command += ["--setting", f"{name}={value}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "results.csv").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # the second cell has begun
+    children = _children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    while any(map(_runs, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_runs, children))
+    done = (out / "results.csv").read_text().splitlines()[1]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [row["loss"] for row in rows] == ["cam", "supcon"]
+    assert done in (out / "results.csv").read_text().splitlines()
+    assert run.stderr.count("mAP") == 1  # only the second was measured
+
+
+def _children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line) for line in found.split()]
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_command_names_what_is_missing(tmp_path, monkeypatch, capsys):
+    for given, said in [
+        (["--out", str(tmp_path / "a")], "nothing to compare on"),
+        (["--out", str(tmp_path / "a"), "--data", "digits", "--setting", "epochs"], "name=value"),
+        (["--out", str(tmp_path / "a"), "--data", "digits", "--loss", "cams"], "did you mean 'cam'"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["kedge", "compare", *given])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_tables_by_hand():
+    def row(loss, seed, shots, l2, cosine, anchors, features="embedding"):
+        shares = {
+            f"{way}{name}_{figure}": 0.5
+            for way in ("", "probed_")
+            for name in ("l2", "cosine")
+            for figure in ("map", "p20", "p100", "r1", "scanned")
+        }
+        shares |= {"l2_map": l2, "cosine_map": cosine}
+        return {
+            "dataset": "birds",
+            "backbone": "net",
+            "loss": loss,
+            "shots": shots,
+            "seed": seed,
+            "distance": "cosine",
+            "learns_anchors": anchors,
+            "features": features,
+            "train_seconds": 60,
+            "step_ms": 2.0,
+            "memory_mb": 9,
+            "epochs": 3,
+            "queries": 7,
+            "gallery": 11,
+            "device": "cpu",
+            "threads": 1,
+            **shares,
+        }
+
+    rows = [
+        row("cam", 0, "full", 0.60, 0.66, 1),
+        row("cam", 1, "full", 0.64, 0.70, 1),
+        row("triplet", 0, "full", 0.40, 0.50, 0),
+        row("triplet", 1, "full", 0.40, 0.54, 0),
+        row("read-out", 0, "full", 0.50, 0.50, 0, "softmax"),
+    ]
+    tables = comparison_tables(rows, {"cam": {"margin": 4.0}})
+    assert "| cam | 62.0 ± 2.0 | 68.0 ± 2.0 |" in tables
+    assert "| mAP (L2) | cam 62.0 | triplet 40.0 | 1.550 | 0.633 | +0.0 |" in tables
+    assert "| mAP (cosine) | cam 68.0 | read-out 50.0 | 1.360 | 0.640 | +0.0 |" in tables
+    assert '| cam | {"margin": 4.0} |' in tables
+    page = comparison_page("A <title>", rows, {})
+    assert "A &lt;title&gt;" in page
+    assert page.count("<svg") == 1  # one number of shots: time, and nothing against shots

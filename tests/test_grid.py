@@ -1,0 +1,59 @@
+"""Grids: read from TOML and flags, checked before anything runs."""
+
+import pytest
+
+from kedge.errors import ConfigError, DatasetError
+from kedge.grid import Cell, Grid
+
+
+def test_cells_are_every_combination_seed_by_seed():
+    grid = Grid.of({"datasets": ["digits"], "losses": ["cam", "triplet"], "shots": ["full", 5], "seeds": [3, 1]})
+    names = [cell.name for cell in grid.cells()]
+    assert len(names) == len(set(names)) == 8
+    assert grid.cells()[0] == Cell("digits", "resnet10-half", "cam", "full", 3)
+    assert [cell.seed for cell in grid.cells()] == [3] * 4 + [1] * 4
+
+
+def test_a_toml_file_names_folders_beside_it(tmp_path):
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        'datasets = ["photos", "digits"]\nlosses = ["cam", "read-out"]\n[settings]\nepochs = 2\n'
+        '[variants.read-out]\nloss = "cross-entropy"\nfeatures = "softmax"\n[tries]\ndataset = "photos"\n'
+    )
+    grid = Grid.of(Grid.read(path))
+    assert grid.datasets == (str(tmp_path / "photos"), "digits")
+    assert grid.tries.dataset == str(tmp_path / "photos")
+    assert grid.settings_of("read-out") == {"loss": "cross-entropy", "features": "softmax", "epochs": 2}
+    assert grid.settings_of("cam") == {"loss": "cam", "epochs": 2}
+    assert grid.data("photos") == str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"dataset": ["digits"]}, "no 'dataset'.*did you mean 'datasets'"),
+        ({"datasets": []}, "datasets"),
+        ({"losses": ["cosfase"]}, "did you mean 'cosface'"),
+        ({"settings": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"settings": {"seed": 3}}, "'seed' stands in the grid's settings"),
+        ({"variants": {"mine": {"loss": "cam", "shots": 3}}}, "'shots' stands"),
+        ({"losses": ["mine"], "variants": {"mine": {"loss": "nothing"}}}, "no loss is named 'nothing'"),
+        ({"shots": [0]}, "shots cannot be 0"),
+        ({"shots": ["few"]}, "shots"),
+        ({"seeds": [-1]}, "a seed cannot be -1"),
+        ({"unseen_classes": -1}, "unseen_classes"),
+    ],
+)
+def test_mistakes_are_named(values, said):
+    with pytest.raises(ConfigError, match=said):
+        Grid.of({"datasets": ["digits"], **values})
+
+
+def test_missing_data_and_equal_names_are_named(tmp_path):
+    with pytest.raises(DatasetError, match="did you mean 'digits'"):
+        Grid.of({"datasets": ["digit"]})
+    for side in ("left", "right"):
+        (tmp_path / side / "photos").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="two data sets are called 'photos'"):
+        Grid.of({"datasets": [str(tmp_path / side / "photos") for side in ("left", "right")]})

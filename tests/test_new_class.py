@@ -1,0 +1,126 @@
+"""A class added to a model from a few examples, and taken over by a gallery without reading a picture."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kedge
+from kedge.errors import InputError, PictureError
+from kedge.model import Model
+from tests.models import colour_of, embed, make_model, projection
+from tests.pictures import draw_classes
+
+CLASSES = ["red", "green", "blue"]
+
+
+def plain(path, colour, size=32):
+    Image.new("RGB", (size, size), colour).save(path)
+    return path
+
+
+@pytest.fixture(params=["cosine", "l2"])
+def model(request, tmp_path):
+    return make_model(tmp_path / "model", classes=CLASSES, distance=request.param)
+
+
+def test_the_anchor_is_the_mean_of_the_examples(model, tmp_path):
+    colours = [(240, 220, 30), (200, 180, 10), (250, 240, 90)]
+    paths = [plain(tmp_path / f"{number}.png", colour) for number, colour in enumerate(colours)]
+    changed, added = kedge.add_class(model, "yellow", paths)
+    squares = np.broadcast_to(np.array(colours, np.uint8)[:, None, None, :], (3, 16, 16, 3))
+    vectors = embed(squares, projection(16)).astype(np.float64)
+    if model.card.distance == "cosine":
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        mean = vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0))
+    else:
+        mean = vectors.mean(axis=0)
+    assert changed.card.classes == ("red", "green", "blue", "yellow")
+    np.testing.assert_allclose(changed.search_anchors.vectors[3], mean, atol=1e-5)
+    np.testing.assert_array_equal(changed.anchors.vectors[:3], model.anchors.vectors)
+    distances = np.linalg.norm(model.search_anchors.vectors - mean, axis=1)
+    assert added.distance == pytest.approx(distances.min(), rel=1e-4)
+    assert added.nearest == CLASSES[distances.argmin()]
+    assert added.spread == pytest.approx(np.linalg.norm(vectors - mean, axis=1).mean(), abs=1e-5)
+    assert changed.fingerprint != model.fingerprint
+    assert changed.encodes_like(model)
+
+
+def test_examples_are_never_queries_afterwards(model, tmp_path):
+    (model.folder / "splits.json").write_text(json.dumps({"train": [], "validation": [], "test": []}))
+    path = plain(tmp_path / "y.png", colour_of(3))
+    changed, _ = kedge.add_class(model, "yellow", [path])
+    assert changed.splits() == {kedge.read_picture(path).content_hash: "train"}
+
+
+def test_mistakes_change_nothing(model, tmp_path):
+    good = plain(tmp_path / "good.png", colour_of(3))
+    before = {path.name: path.read_bytes() for path in model.folder.iterdir()}
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    for name, pictures, said in [
+        ("red", [good], "already"),
+        (" ", [good], "name"),
+        ("yellow", [], "at least one"),
+        ("yellow", [tmp_path / "absent.png"], "absent"),
+        ("crimson", [plain(tmp_path / "red.png", colour_of(0))], "they show that class"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            kedge.add_class(model, name, pictures)
+    with pytest.raises(PictureError, match=r"broken\.jpg"):
+        kedge.add_class(model, "yellow", [good, tmp_path / "broken.jpg"])
+    assert {path.name: path.read_bytes() for path in model.folder.iterdir()} == before
+
+
+def test_a_model_between_its_two_writes_is_the_old_one(model, tmp_path, monkeypatch):
+    path = plain(tmp_path / "y.png", colour_of(3))
+    old = Model.load(model.folder)
+    monkeypatch.setattr("kedge.new_class._replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        kedge.add_class(model, "yellow", [path])
+    found = Model.load(model.folder)
+    assert found.card.classes == old.card.classes
+    np.testing.assert_array_equal(found.anchors.vectors, old.anchors.vectors)
+
+
+def test_a_crowded_class_is_told(tmp_path, capsys, monkeypatch):
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    card = json.loads((model.folder / "kedge.json").read_text())
+    card["trained"] = {"loss": "cam-sphere"}
+    (model.folder / "kedge.json").write_text(json.dumps(card))
+    path = plain(tmp_path / "rose.png", (230, 60, 60))
+    monkeypatch.setattr("sys.argv", ["kedge", "add-class", str(model.folder), "rose", str(path)])
+    from kedge.cli import app
+
+    with pytest.raises(SystemExit):
+        app()
+    said = capsys.readouterr()
+    assert "within the margin of 'red'" in said.err
+    assert "kedge reindex GALLERY" in said.out
+
+
+def test_a_gallery_takes_a_new_class_over_without_reading_a_picture(tmp_path):
+    draw_classes(tmp_path / "photos", [*CLASSES, "white"], each=10, size=32, seed=0)
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    with kedge.Gallery.create(tmp_path / "gallery", model) as gallery:
+        gallery.add(tmp_path / "photos" / "red", tmp_path / "photos" / "white", metadata={"year": 1999})
+        gallery.add(tmp_path / "photos" / "green", file_by="label")
+        before = {row["id"]: row for row in gallery._table.read(["id", "embedding", "label", "year"]).to_pylist()}
+        examples = sorted((tmp_path / "photos" / "white").iterdir())[:5]
+        shutil.copytree(model.folder, tmp_path / "grown")
+        grown, _ = kedge.add_class(tmp_path / "grown", "white", examples)
+        kept = tmp_path / "kept"
+        (tmp_path / "photos").rename(kept)  # nothing can be read any more
+        report = gallery.reindex(grown)
+        assert report.added == gallery.count() == 30
+        rows = gallery._table.read(["id", "embedding", "label", "year", "anchor", "filed_by", "rho"]).to_pylist()
+        for row in rows:
+            assert {name: row[name] for name in ("id", "embedding", "label", "year")} == before[row["id"]]
+            distances = np.linalg.norm(grown.search_anchors.vectors - np.array(row["embedding"]), axis=1)
+            nearest = grown.card.classes[int(distances.argmin())]
+            assert row["anchor"] == (row["label"] if row["filed_by"] == "label" else nearest)
+            assert row["rho"] == pytest.approx(distances[grown.card.classes.index(row["anchor"])], abs=1e-5)
+        assert {row["label"] for row in rows if row["anchor"] == "white"} >= {"white"}
+        found = gallery.search(sorted((kept / "white").iterdir())[7], 5)
+        assert found.probed[0] == "white"
