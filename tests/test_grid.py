@@ -1,5 +1,7 @@
 """Grids: read from TOML and flags, checked before anything runs."""
 
+from pathlib import Path
+
 import pytest
 
 from kedge.errors import ConfigError, DatasetError
@@ -57,3 +59,11 @@ def test_missing_data_and_equal_names_are_named(tmp_path):
         (tmp_path / side / "photos").mkdir(parents=True)
     with pytest.raises(ConfigError, match="two data sets are called 'photos'"):
         Grid.of({"datasets": [str(tmp_path / side / "photos") for side in ("left", "right")]})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "grids").glob("*.toml")), ids=lambda path: path.name
+)
+def test_shipped_grids_can_be_run(path):
+    grid = Grid.of({"datasets": ["digits"], **Grid.read(path)})
+    assert len(grid.cells()) >= 18
