@@ -114,7 +114,9 @@ def main():
         f"Batch {options.batch}, d = {options.dim}, {options.threads} thread(s), median of {options.rounds} rounds; "
         f"{date.today()}, kedge {version('kedge')}, torch {version('torch')}, {platform.machine()}.\n"
     )
-    print("| classes | loss | step, ms | of ArcFace's | mean step, ms | optimiser, ms | peak memory, MB | exact steps |")
+    print(
+        "| classes | loss | step, ms | of ArcFace's | mean step, ms | optimiser, ms | peak memory, MB | exact steps |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for loss, classes in cells:
         runs = [run for run in found[loss, classes] if "failure" not in run]

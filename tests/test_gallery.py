@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import kedge
 from kedge import intake
 from kedge.anchors import unit_length
 from kedge.errors import GalleryError, InputError, PictureError
@@ -158,7 +159,7 @@ def test_the_same_again_adds_nothing(gallery, photos, monkeypatch):
     assert counts(gallery.add(photos)) == (0, 0, 12, 0)
     assert gallery._table.version == version
     # Without reading the files again.
-    monkeypatch.setattr(intake, "read_picture", lambda *_, **__: pytest.fail("was read again"))
+    monkeypatch.setattr(intake, "read_for_encoder", lambda *_, **__: pytest.fail("was read again"))
     assert counts(gallery.add(photos)) == (0, 0, 12, 0)
 
 
@@ -189,7 +190,7 @@ def test_a_touched_file_is_unchanged_and_then_not_read(gallery, tmp_path, monkey
     gallery.add(path)
     os.utime(path, (1e9, 1e9))
     assert counts(gallery.add(path)) == (0, 0, 1, 0)
-    monkeypatch.setattr(intake, "read_picture", lambda *_, **__: pytest.fail("was read again"))
+    monkeypatch.setattr(intake, "read_for_encoder", lambda *_, **__: pytest.fail("was read again"))
     assert counts(gallery.add(path)) == (0, 0, 1, 0)
 
 
@@ -546,3 +547,25 @@ def test_half_precision_finds_the_same_pictures(gallery):
         found = half.search_vectors(random_vectors[:20], 10, "exact")
     shared = [len({hit.id for hit in a.hits} & {hit.id for hit in b.hits}) for a, b in zip(whole, found, strict=True)]
     assert np.mean(shared) > 9.8
+
+
+def test_a_large_jpeg_gets_one_embedding_however_it_is_read(tmp_path):
+    # Reduced decoding must be the same in training's data sets, in add, and in queries by path and by bytes.
+    for number, name in enumerate(("train/red", "train/green", "test/red", "test/green")):
+        for each in range(2):
+            path = tmp_path / "photos" / name / f"{each}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([number, each]).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(path)
+    model = make_model(tmp_path / "model", classes=["red", "green"])
+    split = kedge.load_dataset(tmp_path / "photos").test
+    decoded = split.decode(model.card.preprocessing.image_size)
+    expected = dict(zip(decoded.paths, kedge.Encoder(model).encode(decoded.pixels), strict=True))
+    with Gallery.create(tmp_path / "gallery", model) as gallery:
+        gallery.add(tmp_path / "photos" / "test")
+        rows = gallery._table.read(["path", "embedding"]).to_pylist()
+        assert len(rows) == 4
+        for row in rows:
+            np.testing.assert_array_equal(np.float32(row["embedding"]), expected[row["path"]])
+            for query in (row["path"], Path(row["path"]).read_bytes()):
+                assert gallery.search(query, 1).hits[0].distance == 0.0

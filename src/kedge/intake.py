@@ -21,12 +21,12 @@ from kedge.anchors import Anchors
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
-from kedge.picture import perceptual_hash, read_picture, square, thumbnail
+from kedge.picture import perceptual_hash, read_for_encoder, square, thumbnail
 from kedge.pictures_table import PicturesTable
 from kedge.sources import Sources
 from kedge.vectors import ReadyMade
 
-__all__ = ["AddReport", "FileBy", "Intake", "read_for_gallery"]
+__all__ = ["AddReport", "FileBy", "Intake", "filing_columns"]
 
 FileBy = Literal["nearest", "label"]
 Progress = Callable[[str, int, int], None]
@@ -34,8 +34,6 @@ Progress = Callable[[str, int, int], None]
 COMMIT_PICTURES = 1024
 READ_PICTURES = 128
 COMMIT_VECTORS = 65536
-# A reduced decode still has enough detail for a thumbnail.
-LEAST_SIDE = 128
 
 _SAID = ("id", "path", "label", "filed_by", "content_hash", "file_size", "modified_at")
 
@@ -174,18 +172,25 @@ class Intake:
                 unread.append(row)
         self._progress("adding", done + len(part) - len(unread), total)
         failed: dict[int, PictureError] = {}
-        for start in range(0, len(unread), READ_PICTURES):
-            rows = unread[start : start + READ_PICTURES]
-            places = [(part.paths[row], part.names[row], encoder.image_size) for row in rows]
+        blocks = [unread[start : start + READ_PICTURES] for start in range(0, len(unread), READ_PICTURES)]
+
+        def begin(rows: Sequence[int]) -> Iterator[tuple[_Reading, npt.NDArray[np.uint8]] | PictureError]:
+            return readers.map(_reading, [(part.paths[row], part.names[row], encoder.image_size) for row in rows])
+
+        upcoming = begin(blocks[0]) if blocks else iter(())
+        for number, rows in enumerate(blocks):
+            found = list(upcoming)
+            # The next block is read while this one is encoded, and no more than that waits in memory.
+            upcoming = begin(blocks[number + 1]) if number + 1 < len(blocks) else iter(())
             squares = {}
-            for row, reading in zip(rows, readers.map(_reading, places), strict=True):
+            for row, reading in zip(rows, found, strict=True):
                 if isinstance(reading, PictureError):
                     failed[row] = reading
                 else:
                     chunk.readings[row], squares[row] = reading
                     chunk.ids[row] = chunk.contents[row] = chunk.readings[row].content_hash
             self._encode(chunk, squares, encoder, failed)
-            self._progress("adding", done + len(part) - len(unread) + start + len(rows), total)
+            self._progress("adding", done + len(part) - sum(map(len, blocks[number + 1 :])), total)
         return chunk, failed
 
     def _encode(
@@ -328,15 +333,10 @@ def filing_columns(
     }
 
 
-def read_for_gallery(source: str | bytes, size: int, *, name: str | None = None) -> Any:
-    """Read a picture as every picture of a gallery and every query is read, for an encoder of this size."""
-    return read_picture(source, name=name, at_least=max(size, LEAST_SIDE))
-
-
 def _reading(place: tuple[str, str, int]) -> tuple[_Reading, npt.NDArray[np.uint8]] | PictureError:
     path, name, size = place
     try:
-        picture = read_for_gallery(path, size, name=name)
+        picture = read_for_encoder(path, size, name=name)
     except PictureError as error:
         return error
     image = picture.image

@@ -22,6 +22,7 @@ __all__ = [
     "content_hash",
     "find_pictures",
     "perceptual_hash",
+    "read_for_encoder",
     "read_picture",
     "square",
     "thumbnail",
@@ -55,8 +56,7 @@ def content_hash(data: bytes) -> str:
 def read_picture(source: str | Path | bytes, *, name: str | None = None, at_least: int | None = None) -> Picture:
     """Read a picture from a path or from bytes (then `name` is its path); raise PictureError with the reason.
 
-    at_least: the side, in pixels, that the picture will be scaled down to. A JPEG is then decoded at a reduced scale,
-    as long as its shorter side stays at least twice that.
+    at_least: a JPEG is decoded at a reduced scale (1/2, 1/4, 1/8), as long as its shorter side stays at least that.
     """
     path = name or ("(bytes)" if isinstance(source, bytes) else os.fspath(source))
     data = source if isinstance(source, bytes) else _read_bytes(path, Path(source))
@@ -68,7 +68,7 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
             if width * height > MOST_PIXELS:
                 raise PictureError(path, f"more than the {MOST_PIXELS:,} pixels allowed: scale it down")
             if at_least is not None:
-                opened.draft("RGB", (2 * at_least, 2 * at_least))
+                opened.draft("RGB", (at_least, at_least))
             if opened.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
                 width, height = height, width
             image = _to_rgb(ImageOps.exif_transpose(opened))
@@ -83,6 +83,14 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
     except Exception as error:  # Pillow's decoders raise anything from struct.error to SyntaxError on broken files
         raise PictureError(path, f"broken: {str(error) or type(error).__name__}") from error
     return Picture(path, image, content_hash(data), width, height)
+
+
+def read_for_encoder(source: str | Path | bytes, size: int, *, name: str | None = None) -> Picture:
+    """Read a picture as all are read that become embeddings, in training, filing and searching, before `square`.
+
+    size: the side of the encoder's input. Large JPEGs are decoded at a reduced scale, with detail left for `thumbnail`.
+    """
+    return read_picture(source, name=name, at_least=max(size, THUMBNAIL_SIDE))
 
 
 def _read_bytes(name: str, path: Path) -> bytes:
@@ -162,8 +170,9 @@ def square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
 def thumbnail(image: Image.Image) -> bytes:
     """Return a JPEG whose longer side is at most 256 pixels; small pictures keep their size."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    scale = min(1.0, THUMBNAIL_SIDE / max(image.size))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88 if max(small.size) > 64 else 95)
     return buffer.getvalue()

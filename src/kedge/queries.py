@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from kedge.errors import InputError, PictureError
-from kedge.intake import read_for_gallery
+from kedge.picture import read_for_encoder
 
 __all__ = ["Order", "Probes", "Query", "check_search", "read_query"]
 
@@ -43,5 +43,5 @@ def read_query(picture: Query, size: int) -> tuple[str, Image.Image]:
             raise PictureError("the image given", f"cannot be used ({error})") from error
         picture = buffer.getvalue()
     if isinstance(picture, bytes):
-        return "", read_for_gallery(picture, size, name="the picture given").image
-    return str(picture), read_for_gallery(str(picture), size).image
+        return "", read_for_encoder(picture, size, name="the picture given").image
+    return str(picture), read_for_encoder(str(picture), size).image

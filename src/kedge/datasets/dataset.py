@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.errors import DatasetError, PictureError
-from kedge.picture import content_hash, read_picture, square
+from kedge.picture import content_hash, read_for_encoder, square
 
 __all__ = ["Dataset", "Decoded", "Listed", "Listing", "Split", "SplitName", "divide"]
 
@@ -75,7 +75,7 @@ class Split:
 
         def read(path: str) -> npt.NDArray[np.uint8] | PictureError:
             try:
-                return square(read_picture(path, at_least=size).image, size)
+                return square(read_for_encoder(path, size).image, size)
             except PictureError as error:
                 return error
 

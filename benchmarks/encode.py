@@ -1,0 +1,284 @@
+"""How fast do pictures become a searchable gallery, and does it matter how they were read?
+
+    python benchmarks/encode.py --parts add known memory read input
+
+add      files to a searchable gallery, beside the usual pipeline (Pillow, torchvision, eager torch, DataLoader workers
+         on the same cores) and beside the runtime alone on ready-made tensors
+known    `kedge add` again, on 100,000 pictures that are known already
+memory   peak memory of an add, by the number of pictures
+read     how far embeddings lie apart when pictures are read in other ways, and the resize from torchvision's
+input    share of a training step that the input pipeline takes, at 64 px
+
+Photographs: two that come with scikit-learn, cut at random to some 512 px and saved as JPEG, seeded; networks with
+random weights, which are as fast as trained ones. Prints tables in Markdown.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import kedge
+
+CHILD = """
+import resource, sys, kedge
+with kedge.Gallery.open(sys.argv[1]) as gallery:
+    report = gallery.add(sys.argv[2])
+print(report.added, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--backbones", nargs="+", default=["resnet18", "resnet50", "swin_tiny_patch4_window7_224"])
+    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--known", type=int, default=100_000)
+    return parser.parse_args()
+
+
+def photographs(folder, count, side=512, seed=0):
+    """Write `count` different photographs of about `side` pixels."""
+    from sklearn.datasets import load_sample_images
+
+    scenes = [Image.fromarray(image) for image in load_sample_images().images]
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        scene = scenes[number % len(scenes)]
+        width, height = random.integers(240, scene.height, size=2)
+        left, top = random.integers(0, scene.width - width), random.integers(0, scene.height - height)
+        cut = scene.crop((left, top, left + width, top + height))
+        scale = side / min(width, height)
+        cut.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC).save(
+            folder / f"{number:06}.jpg", quality=90
+        )
+    return folder
+
+
+def make_model(folder, backbone, size):
+    """Write a model folder of a network with random weights and four random anchors."""
+    import torch
+
+    from kedge.anchors import Anchors, unit_length
+    from kedge.export import export_encoder, write_card
+    from kedge.model import ModelCard, Preprocessing
+    from kedge.network import Network, StoredEmbedding
+
+    torch.manual_seed(0)
+    network = Network(backbone, image_size=size, dim=128, pretrained=False, on_sphere=True).eval()
+    folder.mkdir(parents=True)
+    export_encoder(StoredEmbedding(network, "embedding"), folder, size)
+    names = tuple("abcd")
+    points = unit_length(np.random.default_rng(0).normal(size=(4, 128)))
+    card = ModelCard(
+        kedge_version=version("kedge"),
+        created_at="2026-01-01T00:00:00+00:00",
+        classes=names,
+        dim=128,
+        distance="cosine",
+        preprocessing=Preprocessing(image_size=size),
+        trained={"backbone": backbone},
+    )
+    write_card(folder, card, Anchors(names, points))
+    return network, kedge.Model.load(folder)
+
+
+class Listed:
+    """The usual data set: a file is opened by Pillow and prepared by torchvision."""
+
+    def __init__(self, paths, size):
+        from torchvision import transforms
+
+        self.paths = paths
+        self.prepare = transforms.Compose(
+            [
+                transforms.Resize(size),
+                transforms.CenterCrop(size),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, row):
+        with Image.open(self.paths[row]) as image:
+            return self.prepare(image.convert("RGB"))
+
+
+def usual_pipeline(network, paths, size):
+    """Return seconds of the usual pipeline, from files to embeddings in memory."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    started = time.perf_counter()
+    loader = DataLoader(Listed(paths, size), batch_size=64, num_workers=os.cpu_count())
+    vectors = []
+    with torch.inference_mode():
+        for pictures in loader:
+            pooled = network.backbone(pictures)
+            vectors.append(network.embed(pooled).numpy())
+    np.concatenate(vectors)
+    return time.perf_counter() - started
+
+
+def measure_add(options, folder):
+    paths = photographs(folder / "photos", options.pictures)
+    files = sorted(paths.iterdir())
+    print(f"{len(files)} photographs of 512 px; pictures a second, median of {options.rounds} rounds\n")
+    print("| backbone | usual pipeline | runtime on ready-made tensors | `kedge add` | of the usual | of the runtime |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for backbone in options.backbones:
+        network, model = make_model(folder / backbone, backbone, 224)
+        encoder = kedge.Encoder(model)
+        usual, runtime, ours = [], [], []
+        count = len(files) if backbone == "resnet18" else len(files) // 2
+        squares = np.random.default_rng(0).integers(0, 256, (128, 224, 224, 3), dtype=np.uint8)
+        chosen = folder / f"chosen-{backbone}"
+        chosen.mkdir()
+        for file in files[:count]:
+            os.link(file, chosen / file.name)
+        for number in range(options.rounds):
+            usual.append(count / usual_pipeline(network, files[:count], 224))
+            started = time.perf_counter()
+            encoder.encode(squares)
+            runtime.append(len(squares) / (time.perf_counter() - started))
+            with kedge.Gallery.create(folder / f"gallery-{backbone}-{number}", model) as gallery:
+                _ = gallery.encoder
+                started = time.perf_counter()
+                gallery.add(chosen)
+                gallery.search(files[0], 5)
+                ours.append(count / (time.perf_counter() - started))
+        middle = [float(np.median(values)) for values in (usual, runtime, ours)]
+        cells = " | ".join(f"{value:.1f}" for value in middle)
+        print(f"| {backbone} | {cells} | {middle[2] / middle[0]:.2f}x | {middle[2] / middle[1]:.2f} |", flush=True)
+    print()
+
+
+def measure_known(options, folder):
+    """Small pictures, so that the first add takes minutes and not hours; the second reads none of them."""
+    _, model = make_model(folder / "model", "resnet10-half", 32)
+    random = np.random.default_rng(0)
+    for part in range(100):
+        place = folder / "known" / f"{part:02}"
+        place.mkdir(parents=True)
+        for number in range(options.known // 100):
+            Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{number}.png")
+    with kedge.Gallery.create(folder / "gallery", model) as gallery:
+        started = time.perf_counter()
+        gallery.add(folder / "known")
+        first = time.perf_counter() - started
+    with kedge.Gallery.open(folder / "gallery") as gallery:
+        started = time.perf_counter()
+        report = gallery.add(folder / "known")
+        again = time.perf_counter() - started
+    print("| known pictures | first add, s | again, s | unchanged |\n|---|---|---|---|")
+    print(f"| {options.known:,} | {first:.0f} | {again:.1f} | {report.unchanged:,} |\n", flush=True)
+
+
+def measure_memory(_, folder):
+    _, model = make_model(folder / "model", "resnet10-half", 64)
+    print("| pictures of 512 px | peak memory of `add`, MiB |\n|---|---|")
+    for count in (1, 1000, 4000):
+        photos = photographs(folder / f"photos-{count}", count, seed=count)
+        kedge.Gallery.create(folder / f"gallery-{count}", model).close()
+        command = [sys.executable, "-c", CHILD, str(folder / f"gallery-{count}"), str(photos)]
+        added, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        print(f"| {int(added):,} | {float(peak):.0f} |", flush=True)
+    print()
+
+
+def measure_read(_, folder):
+    from torchvision.transforms import v2
+
+    from kedge.picture import read_for_encoder, read_picture, square
+
+    _, model = make_model(folder / "model", "resnet18", 224)
+    encoder = kedge.Encoder(model)
+    files = sorted(photographs(folder / "photos", 64).iterdir())
+    full = [read_picture(file).image for file in files]
+    ways = {
+        "reduced, as training, `add` and searches read": [read_for_encoder(file, 224).image for file in files],
+        "the same from bytes": [read_for_encoder(file.read_bytes(), 224).image for file in files],
+    }
+    plain = encoder.encode_pictures(full)
+    print("| read | relative distance of embeddings from those of a full decode, mean | most |\n|---|---|---|")
+    for name, images in ways.items():
+        apart = np.linalg.norm(encoder.encode_pictures(images) - plain, axis=1) / np.linalg.norm(plain, axis=1)
+        print(f"| {name} | {apart.mean():.1e} | {apart.max():.1e} |")
+    resize = v2.Compose(
+        [v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)]
+    )
+    tensor = v2.Compose([v2.ToImage(), *resize.transforms])
+    # Of squares: a middle that falls between two pixels is cut there by us, and beside it by torchvision.
+    full = [image.crop((0, 0, min(image.size), min(image.size))) for image in full]
+    ours = np.stack([square(image, 224) for image in full]).astype(int)
+    pillow = np.stack([np.asarray(resize(image)) for image in full]).astype(int)
+    tensors = np.stack([tensor(image).permute(1, 2, 0).numpy() for image in full]).astype(int)
+    print("\n| resize against torchvision's | mean difference of a value in 0..255 | most |\n|---|---|---|")
+    for name, others in (("on Pillow images", pillow), ("on tensors", tensors)):
+        print(f"| {name} | {np.abs(ours - others).mean():.3f} | {np.abs(ours - others).max()} |")
+    print(flush=True)
+
+
+def measure_input(*_):
+    import torch
+
+    from kedge.augmentation import Augmentation
+    from kedge.network import Network
+
+    print("| backbone, 64 px, batches of 100 | a step, ms | of it picking and augmenting | share |\n|---|---|---|---|")
+    for backbone in ("resnet10-half", "resnet18"):
+        network = Network(backbone, image_size=64, dim=64, pretrained=False, on_sphere=True)
+        augment = Augmentation(view_size=network.view_size, flip=True, brightness=0.4)
+        optimizer = torch.optim.AdamW(network.parameters())
+        pictures = torch.randint(0, 256, (10_000, 64, 64, 3), dtype=torch.uint8)
+        random = torch.Generator().manual_seed(0)
+        steps, inputs = [], []
+        for _ in range(12):
+            started = time.perf_counter()
+            views = augment(pictures[torch.randint(0, len(pictures), (100,), generator=random)], random)
+            inputs.append(time.perf_counter() - started)
+            network(views)[0].square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            steps.append(time.perf_counter() - started)
+        step, part = 1000 * np.median(steps), 1000 * np.median(inputs)
+        print(f"| {backbone} | {step:.0f} | {part:.1f} | {100 * part / step:.1f} % |", flush=True)
+    print()
+
+
+PARTS = {
+    "add": measure_add,
+    "known": measure_known,
+    "memory": measure_memory,
+    "read": measure_read,
+    "input": measure_input,
+}
+
+
+def main():
+    options = parse()
+    print(
+        f"{date.today()}, kedge {version('kedge')}, onnxruntime {version('onnxruntime')}, torch {version('torch')}, "
+        f"{platform.machine()}, {os.cpu_count()} cores.\n"
+    )
+    for part in options.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[part](options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
