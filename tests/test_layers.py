@@ -15,7 +15,7 @@ LAYERS = [
     {"comparison"},
     {"grid", "cell"},
     {"training"},
-    {"training_loop", "export", "defaults"},
+    {"training_loop", "export", "defaults", "quantization"},
     {"page"},
     {"gallery", "evaluation"},
     {"reindexing", "disk_search", "new_class"},

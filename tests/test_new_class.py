@@ -76,7 +76,7 @@ def test_mistakes_change_nothing(model, tmp_path):
 def test_a_model_between_its_two_writes_is_the_old_one(model, tmp_path, monkeypatch):
     path = plain(tmp_path / "y.png", colour_of(3))
     old = Model.load(model.folder)
-    monkeypatch.setattr("kedge.new_class._replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Model, "write_card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         kedge.add_class(model, "yellow", [path])
     found = Model.load(model.folder)

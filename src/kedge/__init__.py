@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kedge.model import Model
     from kedge.new_class import NewClass, add_class
     from kedge.picture import Picture, read_picture
+    from kedge.quantization import Quantized, quantize
     from kedge.search import Neighbours, TwoStageIndex
     from kedge.training import train
 
@@ -40,6 +41,7 @@ _HOMES = {
     "Neighbours": "search",
     "NewClass": "new_class",
     "Picture": "picture",
+    "Quantized": "quantization",
     "Report": "evaluation",
     "SearchResult": "gallery",
     "TrainingConfig": "config",
@@ -50,6 +52,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "evaluate_vectors": "evaluation",
     "load_dataset": "datasets",
+    "quantize": "quantization",
     "read_picture": "picture",
     "train": "training",
 }
@@ -73,6 +76,7 @@ __all__ = [
     "Neighbours",
     "NewClass",
     "Picture",
+    "Quantized",
     "Report",
     "SearchResult",
     "TrainingConfig",
@@ -83,6 +87,7 @@ __all__ = [
     "evaluate",
     "evaluate_vectors",
     "load_dataset",
+    "quantize",
     "read_picture",
     "train",
 ]

@@ -31,6 +31,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# What only `kedge[train]` brings.
+TRAINING_PARTS = (
+    "filelock",
+    "lightning",
+    "onnx",
+    "onnxscript",
+    "pytorch_metric_learning",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 
 
@@ -41,6 +53,11 @@ def main() -> None:
     except KedgeError as error:
         print(f"kedge: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_PARTS:
+            raise
+        print(f"kedge: this needs {error.name}: pip install 'kedge[train]'", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("kedge: stopped; what was finished is kept", file=sys.stderr)
         sys.exit(130)
@@ -230,6 +247,26 @@ def evaluate(
         return
     _show_report(report)
     print(f"report  {model / 'report.html'}")
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    data: Annotated[str, typer.Argument(help="The pictures it was trained on: a data set's name, folder or list.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    json_: Json = False,
+) -> None:
+    """Write a model that works with 8-bit numbers: faster on most CPUs, and a little less exact."""
+    written, cost = kedge.quantize(model, data, out)
+    if json_:
+        print(json.dumps({"model": str(written.folder), "fingerprint": written.fingerprint, **asdict(cost)}))
+        return
+    print(
+        f"mAP of {cost.queries} {cost.split} pictures: {100 * cost.map_float32:.1f} before, "
+        f"{100 * cost.map_int8:.1f} with int8 ({100 * (cost.map_int8 - cost.map_float32):+.1f})"
+    )
+    print(f"model   {written.folder}")
+    print(f"a gallery goes over to it with `kedge reindex GALLERY --model {written.folder}`")
 
 
 @app.command()

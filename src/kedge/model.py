@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -64,6 +65,8 @@ class ModelCard(_Closed):
     """The resolved training settings, and the name and counts of the data set."""
     scores: dict[str, Any] = Field(default_factory=dict)
     """What it scored: keys say the split and the figure."""
+    precision: Literal["float32", "int8"] = "float32"
+    """Of the graph's arithmetic."""
     anchor_distances: tuple[float, ...] | None = Field(None, min_length=101, max_length=101)
     """Quantiles of the distance from a held-out picture to its nearest anchor: see `Calibration`."""
 
@@ -139,11 +142,18 @@ class Model:
             "anchors": len(self.anchors),
             "dim": self.card.dim,
             "distance": self.card.distance,
+            "precision": self.card.precision,
             "image_size": self.card.preprocessing.image_size,
             "loss": trained.get("loss"),
             "backbone": trained.get("backbone"),
             "scores": self.card.scores,
         }
+
+    def write_card(self, card: ModelCard) -> None:
+        """Put another card into the folder, in one step."""
+        partial = self.folder / f".{CARD}.{uuid4().hex[:8]}"
+        partial.write_text(json.dumps(card.model_dump(), indent=2) + "\n", "utf-8")
+        partial.replace(self.folder / CARD)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return what was logged, one entry an epoch; empty for a model that was not trained."""

@@ -11,7 +11,7 @@ import numpy as np
 from kedge.anchors import Anchors, squared_distances, unit_length
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
-from kedge.model import ANCHORS, CARD, SPLITS, Model
+from kedge.model import ANCHORS, SPLITS, Model
 from kedge.picture import read_picture
 
 __all__ = ["NewClass", "add_class"]
@@ -102,15 +102,10 @@ def _write(model: Model, anchors: Anchors, contents: Sequence[str]) -> None:
         stored = json.loads(splits.read_text("utf-8"))
         stored = {split: sorted(set(hashes) - set(contents)) for split, hashes in stored.items()}
         stored["train"] = sorted({*stored.get("train", ()), *contents})
-        _replace(splits, json.dumps(stored).encode())
+        partial = model.folder / f".{SPLITS}.{uuid4().hex[:8]}"
+        partial.write_text(json.dumps(stored), "utf-8")
+        partial.replace(splits)
     partial = model.folder / f".{ANCHORS}.{uuid4().hex[:8]}"
     anchors.save(partial)
     partial.replace(model.folder / ANCHORS)
-    card = model.card.model_copy(update={"classes": anchors.names})
-    _replace(model.folder / CARD, (json.dumps(card.model_dump(), indent=2) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    partial.write_bytes(content)
-    partial.replace(path)
+    model.write_card(model.card.model_copy(update={"classes": anchors.names}))

@@ -1,0 +1,114 @@
+"""Quantization: a model folder whose graph works with 8-bit whole numbers, and what that costs in mAP."""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+
+from kedge.datasets import Dataset, Split
+from kedge.encoder import Encoder
+from kedge.errors import DatasetError, MissingPartError, ModelError
+from kedge.evaluation import encode_split, exhaustive_map, load_for
+from kedge.model import ENCODER, Model
+
+__all__ = ["Quantized", "quantize"]
+
+# Pictures that show the graph how large its numbers get, and the most that the cost is measured with.
+CALIBRATED, MOST_QUERIES, MOST_SEARCHED = 256, 2000, 20_000
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantization cost: mAP by the model's distance, before and after, of so many queries of a split."""
+
+    split: str
+    queries: int
+    map_float32: float
+    map_int8: float
+
+
+def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tuple[Model, Quantized]:
+    """Write the model folder `out`: the same model with an int8 graph, calibrated on pictures it was trained on.
+
+    Its cost is measured on validation pictures, on test pictures where there are none, and kept in its scores. Raises
+    InputError before anything is written.
+    """
+    opened, out = model if isinstance(model, Model) else Model.load(model), Path(out)
+    if out.exists():
+        raise ModelError(f"{out} exists already: choose another --out, or remove it first")
+    if opened.card.precision != "float32":
+        raise ModelError(f"{opened.folder} is {opened.card.precision} already: give the model it was made from")
+    dataset = load_for(opened, data)
+    name, queries = ("validation", dataset.validation) if len(dataset.validation) else ("test", dataset.test)
+    if not len(queries) or not len(dataset.train):
+        raise DatasetError(f"{dataset.name} has no pictures to measure what quantization costs: give the training data")
+    stage = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
+    shutil.copytree(opened.folder, stage)
+    try:
+        _write_graph(opened, dataset.train, stage / ENCODER)
+        small = Model.load(stage)
+        found = (_map(each, dataset, queries) for each in (opened, small))
+        cost = Quantized(name, min(len(queries), MOST_QUERIES), *found)
+        scores = {**opened.card.scores, "int8": {f"{name}_map": cost.map_int8, f"{name}_map_float32": cost.map_float32}}
+        scores.pop("test", None)  # measured with the other graph
+        small.write_card(opened.card.model_copy(update={"precision": "int8", "scores": scores}))
+        stage.rename(out)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    return Model.load(out), cost
+
+
+def _write_graph(model: Model, split: Split, path: Path) -> None:
+    try:
+        from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
+        from onnxruntime.quantization.calibrate import CalibrationDataReader
+    except ImportError as error:
+        raise MissingPartError(f"quantization needs {error.name}: pip install 'kedge[train]'") from error
+
+    class Shown(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.parts = _shown(split, model.card.preprocessing.image_size)
+
+        def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
+            part = next(self.parts, None)
+            return None if part is None else {"pictures": part}
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = Path(folder) / ENCODER
+        quant_pre_process(str(model.encoder_path), str(plain), skip_symbolic_shape=True)
+        quantize_static(
+            str(plain),
+            str(path),
+            Shown(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            # Seven bits of weights: sums of two products overflow the 16 bits that older CPUs have for them.
+            reduce_range=True,
+        )
+
+
+def _shown(split: Split, size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    pixels = _spread(split, CALIBRATED).decode(size).pixels
+    yield from np.array_split(pixels, max(1, len(pixels) // 32))
+
+
+def _map(model: Model, dataset: Dataset, queries: Split) -> float:
+    encoder = Encoder(model)
+    asked, labels, _ = encode_split(encoder, _spread(queries, MOST_QUERIES))
+    gallery, gallery_labels, _ = encode_split(encoder, _spread(dataset.train, MOST_SEARCHED))
+    return round(exhaustive_map(asked, labels, gallery, gallery_labels, model.card.distance), 4)
+
+
+def _spread(split: Split, most: int) -> Split:
+    """Return at most so many of the pictures, drawn by a fixed seed."""
+    return split[np.sort(np.random.default_rng(0).permutation(len(split))[:most])]
