@@ -26,7 +26,7 @@ LAYERS = [
     {"filing"},
     {"model"},
     {"calibration"},
-    {"anchors", "picture", "metrics", "config", "progress"},
+    {"anchors", "picture", "metrics", "config", "progress", "runtime"},
     {"errors"},
 ]
 WITH_TORCH = {

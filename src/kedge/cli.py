@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kedge.export_gallery import ExportFormat
     from kedge.intake import FileBy
     from kedge.queries import Order
+    from kedge.runtime import Precision
+    from kedge.runtime import Runtime as RuntimeName
 
 __all__ = ["app", "main"]
 
@@ -44,6 +46,8 @@ TRAINING_PARTS = (
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
+
+Runtime = Annotated[str, typer.Option(help="What runs the model: auto (the fastest here), onnxruntime or openvino.")]
 
 
 def main() -> None:
@@ -236,12 +240,13 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     data: Annotated[str, typer.Argument(help="A data set's name, folder or list.")],
     probes: Annotated[str, typer.Option(help="Numbers of anchors to probe, and `exact`.")] = "1,2,5,exact",
+    runtime: Runtime = "auto",
     json_: Json = False,
 ) -> None:
     """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery."""
     from kedge.page import evaluate_to_page
 
-    report = evaluate_to_page(model, data, probes=_probes_list(probes))
+    report = evaluate_to_page(model, data, probes=_probes_list(probes), runtime=cast("RuntimeName", runtime))
     if json_:
         print(json.dumps(report.to_json()))
         return
@@ -273,9 +278,12 @@ def quantize(
 def create(
     gallery: Annotated[Path, typer.Argument(help="The gallery folder to make.")],
     model: Annotated[Path, typer.Option(help="The model that will embed its pictures.")],
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or int8, for good; default as the model.")
+    ] = None,
 ) -> None:
     """Make an empty gallery."""
-    with kedge.Gallery.create(gallery, model):
+    with kedge.Gallery.create(gallery, model, precision=cast("Precision | None", precision)):
         print(f"made {gallery}: fill it with `kedge add {gallery} PICTURES`")
 
 
@@ -285,12 +293,14 @@ def add(
     paths: Annotated[list[Path], typer.Argument(help="Folders, pictures, or a .parquet file with embeddings.")],
     labels: Annotated[str, typer.Option(help="folder, none, or a CSV of path,label.")] = "folder",
     file_by: Annotated[str, typer.Option(help="nearest: the nearest anchor; label: the label's anchor.")] = "nearest",
+    runtime: Runtime = "auto",
     json_: Json = False,
 ) -> None:
     """Embed pictures and file them in a gallery; those that cannot be read are skipped and named."""
     from kedge.progress import progress_bar
 
-    with kedge.Gallery.open(gallery) as opened, progress_bar("adding") as progress:
+    running = cast("RuntimeName", runtime)
+    with kedge.Gallery.open(gallery, runtime=running) as opened, progress_bar("adding") as progress:
         report = opened.add(*paths, labels=labels, file_by=cast("FileBy", file_by), progress=progress)
     if json_:
         failed = [{"path": failure.path, "reason": failure.reason} for failure in report.failed]
@@ -354,13 +364,15 @@ def search(
     half: Annotated[bool, typer.Option("--half", help="Hold vectors in half precision: half the memory.")] = False,
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Hold no vectors, search an index on disk.")] = False,
     cache: Annotated[int, typer.Option(help="MiB that a search on disk keeps in memory.")] = 256,
+    runtime: Runtime = "auto",
     html: Annotated[Path | None, typer.Option(help="Write a contact sheet of the results.")] = None,
     json_: Json = False,
 ) -> None:
     """Find the pictures that show the same thing, best first."""
     if exact and probes is not None:
         raise InputError("--probes and --exact exclude each other: give one of them")
-    with kedge.Gallery.open(gallery, half=half, on_disk=on_disk, cache=cache) as opened:
+    running = cast("RuntimeName", runtime)
+    with kedge.Gallery.open(gallery, half=half, on_disk=on_disk, cache=cache, runtime=running) as opened:
         chosen: int | Literal["exact"] = "exact" if exact else 1 if probes is None else probes
         results = opened.search_many(
             pictures, k, chosen, order=cast("Order", order), where=where, max_distance=max_distance

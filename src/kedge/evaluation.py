@@ -18,6 +18,7 @@ from kedge.encoder import Encoder
 from kedge.errors import DatasetError, InputError
 from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
 from kedge.model import Distance, Model
+from kedge.runtime import Runtime
 from kedge.search import TwoStageIndex
 
 __all__ = [
@@ -120,13 +121,14 @@ def evaluate(
     data: str | Path,
     *,
     probes: Sequence[Probes] = DEFAULT_PROBES,
+    runtime: Runtime = "auto",
 ) -> Report:
     """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery.
 
     Pictures that the model was trained on are never queries, wherever they lie now.
     """
     opened = model if isinstance(model, Model) else Model.load(model)
-    return evaluate_dataset(opened, load_for(opened, data), probes=probes)
+    return evaluate_dataset(opened, load_for(opened, data), probes=probes, runtime=runtime)
 
 
 def load_for(model: Model, data: str | Path) -> Dataset:
@@ -141,14 +143,16 @@ def load_for(model: Model, data: str | Path) -> Dataset:
     return load_dataset(data, seed=seed, membership=membership)
 
 
-def evaluate_dataset(model: Model, dataset: Dataset, *, probes: Sequence[Probes] = DEFAULT_PROBES) -> Report:
+def evaluate_dataset(
+    model: Model, dataset: Dataset, *, probes: Sequence[Probes] = DEFAULT_PROBES, runtime: Runtime = "auto"
+) -> Report:
     """Measure a model on a data set that is loaded already; see `evaluate`."""
     _check_probes(probes)
     if not len(dataset.test):
         raise DatasetError(
             f"{dataset.name} has no picture that {model.folder} was not trained on: nothing to test with"
         )
-    encoder = Encoder(model)
+    encoder = Encoder(model, runtime=runtime)
     queries, query_labels, _ = encode_split(encoder, dataset.test)
     gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
     return evaluate_vectors(

@@ -28,6 +28,7 @@ from kedge.model import Model
 from kedge.pictures_table import PicturesTable, Version, is_lost
 from kedge.queries import Order, Probes, Query, check_search, read_query
 from kedge.reindexing import reindex
+from kedge.runtime import Precision, Runtime, describe_runtime
 from kedge.search import TwoStageIndex
 from kedge.sources import Labels, list_sources
 from kedge.vectors import check_vectors, read_vectors, ready_made
@@ -87,8 +88,16 @@ class Gallery:
     Several processes may read and write one gallery at once.
     """
 
-    def __init__(self, folder: GalleryFolder, *, half: bool = False, on_disk: bool = False, cache: int = 256) -> None:
-        self.folder = folder.root
+    def __init__(
+        self,
+        folder: GalleryFolder,
+        *,
+        half: bool = False,
+        on_disk: bool = False,
+        cache: int = 256,
+        runtime: Runtime = "auto",
+    ) -> None:
+        self.folder, self._runtime = folder.root, runtime
         self._half, self._on_disk, self._cache = half, on_disk, cache << 20
         self._checksums = Checksums(folder.root)
         self._take(folder)
@@ -102,24 +111,36 @@ class Gallery:
         self._disk: tuple[int, DiskIndex] | None = None
 
     @classmethod
-    def create(cls, path: str | Path, model: Model | str | Path) -> Self:
-        """Make an empty gallery for pictures as `model` embeds them; the model is copied into it."""
-        made = cls(GalleryFolder.create(path, model if isinstance(model, Model) else Model.load(model)))
+    def create(cls, path: str | Path, model: Model | str | Path, *, precision: Precision | None = None) -> Self:
+        """Make an empty gallery for pictures as `model` embeds them; the model is copied into it.
+
+        precision: bfloat16 lets the copy work in it, on every machine that uses the gallery; None: as the model says.
+        """
+        opened = model if isinstance(model, Model) else Model.load(model)
+        made = cls(GalleryFolder.create(path, opened, precision))
         made._sum()
         return made
 
     @classmethod
-    def open(cls, path: str | Path, *, half: bool = False, on_disk: bool = False, cache: int = 256) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        half: bool = False,
+        on_disk: bool = False,
+        cache: int = 256,
+        runtime: Runtime = "auto",
+    ) -> Self:
         """Open a gallery; GalleryError for one that is missing, half written, newer, or whose model was changed.
 
         half: hold the vectors in half precision for search, in half the memory. on_disk: hold none, and search through
-        an index on disk, with a cache of so many MiB.
+        an index on disk, with a cache of so many MiB. runtime: what runs the model, "auto" the fastest here.
         """
         if half and on_disk:
             raise InputError("a gallery is searched in half precision or on disk, not both: leave one out")
         if cache < 1:
             raise InputError(f"the cache holds 1 MiB or more, not {cache}")
-        return cls(GalleryFolder.open(path), half=half, on_disk=on_disk, cache=cache)
+        return cls(GalleryFolder.open(path), half=half, on_disk=on_disk, cache=cache, runtime=runtime)
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +158,7 @@ class Gallery:
     def encoder(self) -> Encoder:
         """The encoder of the gallery's model."""
         if self._encoder is None:
-            self._encoder = Encoder(self.model)
+            self._encoder = Encoder(self.model, runtime=self._runtime)
         return self._encoder
 
     # Writing
@@ -460,6 +481,8 @@ class Gallery:
             "anchors": len(self._anchors),
             "dim": self._anchors.dim,
             "distance": self.model.card.distance,
+            "precision": self.model.card.precision,
+            "runtime": describe_runtime(self.model.card.precision),
             "columns": list(self._table.metadata_columns),
             "version": self._table.version,
         }

@@ -19,6 +19,7 @@ from uuid import uuid4
 from kedge.errors import GalleryError, ModelError
 from kedge.model import Model
 from kedge.pictures_table import PicturesTable
+from kedge.runtime import Precision
 
 __all__ = ["CARD", "FORMAT_VERSION", "MODEL", "TABLE", "GalleryFolder"]
 
@@ -35,16 +36,16 @@ class GalleryFolder:
     model: Model
 
     @classmethod
-    def create(cls, path: str | Path, model: Model) -> Self:
-        """Make an empty gallery with a copy of a model."""
+    def create(cls, path: str | Path, model: Model, precision: Precision | None = None) -> Self:
+        """Make an empty gallery with a copy of a model, which works in `precision` from then on if one is given."""
         root = _local(path)
+        model.check_precision(precision or model.card.precision)
         if root.exists():
             raise GalleryError(f"{root} is there already: open it, remove it, or give another name")
         partial = root.parent / f".{root.name}.{uuid4().hex[:8]}.partial"
         try:
             partial.mkdir(parents=True)
-            _fill(partial, model)
-            _write_card(partial, model, ".")
+            _write_card(partial, _fill(partial, model, precision), ".")
             # Where somebody else made a gallery of that name meanwhile, this fails: their folder is not empty.
             partial.rename(root)
         except OSError as error:
@@ -103,7 +104,9 @@ class GalleryFolder:
         if not (self.root / part).exists():
             partial = self.root / f".{part}.{uuid4().hex[:8]}"
             partial.mkdir()
-            _fill(partial, model)
+            # A gallery stays with its precision, but an int8 graph is what it is.
+            own = self.model.card.precision
+            _fill(partial, model, None if "int8" in (own, model.card.precision) else own)
             partial.rename(self.root / part)
         return part
 
@@ -115,10 +118,14 @@ class GalleryFolder:
         return [CARD, *model, *(f"{prefix}/{path}" for path in table.files())]
 
 
-def _fill(place: Path, model: Model) -> None:
-    """Write a copy of a model and an empty table for its embeddings."""
+def _fill(place: Path, model: Model, precision: Precision | None) -> Model:
+    """Write a copy of a model, in its own or another precision, and an empty table for its embeddings."""
     shutil.copytree(model.folder, place / MODEL)
     PicturesTable.create(place / TABLE, model.card.dim)
+    copy = Model.load(place / MODEL)
+    if precision and precision != copy.card.precision:
+        copy.write_card(copy.card.model_copy(update={"precision": precision}))
+    return Model.load(place / MODEL)
 
 
 def _local(path: str | Path) -> Path:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kedge.anchors import Anchors
 from kedge.calibration import Calibration
 from kedge.errors import ModelError
+from kedge.runtime import Precision, describe_runtime
 
 __all__ = ["FORMAT_VERSION", "Distance", "Model", "ModelCard", "Preprocessing"]
 
@@ -65,8 +66,8 @@ class ModelCard(_Closed):
     """The resolved training settings, and the name and counts of the data set."""
     scores: dict[str, Any] = Field(default_factory=dict)
     """What it scored: keys say the split and the figure."""
-    precision: Literal["float32", "int8"] = "float32"
-    """Of the graph's arithmetic."""
+    precision: Precision = "float32"
+    """Of the graph's arithmetic; int8 stands in the graph itself."""
     anchor_distances: tuple[float, ...] | None = Field(None, min_length=101, max_length=101)
     """Quantiles of the distance from a held-out picture to its nearest anchor: see `Calibration`."""
 
@@ -114,6 +115,8 @@ class Model:
             digest.update((self.folder / name).read_bytes())
         digest.update(self.card.preprocessing.model_dump_json().encode())
         digest.update(self.card.distance.encode())
+        if self.card.precision != "float32":
+            digest.update(self.card.precision.encode())
         return digest
 
     @property
@@ -143,11 +146,22 @@ class Model:
             "dim": self.card.dim,
             "distance": self.card.distance,
             "precision": self.card.precision,
+            "runtime": describe_runtime(self.card.precision),
             "image_size": self.card.preprocessing.image_size,
             "loss": trained.get("loss"),
             "backbone": trained.get("backbone"),
             "scores": self.card.scores,
         }
+
+    def check_precision(self, precision: Precision) -> None:
+        """Raise ModelError when the model cannot be told to work in this precision."""
+        if precision not in get_args(Precision):
+            raise ModelError(f"no precision is called '{precision}': there are {', '.join(get_args(Precision))}")
+        if precision != self.card.precision and "int8" in (precision, self.card.precision):
+            raise ModelError(
+                f"{self.folder} works in {self.card.precision}, and int8 takes another graph: "
+                f"make one with `kedge quantize`, or name the model that this one was made from"
+            )
 
     def write_card(self, card: ModelCard) -> None:
         """Put another card into the folder, in one step."""

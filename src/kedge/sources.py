@@ -112,7 +112,7 @@ def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
         files = list(find_pictures(place))
         if not files:
             raise InputError(f"{place} holds no pictures: name a folder that does")
-        return [_Source(str(file), Path(_absolute(file)).parent.name if by_folder else None, {}) for file in files]
+        return [_Source(str(file), _folder_name(file) if by_folder else None, {}) for file in files]
     if not place.is_file():
         raise InputError(f"no file or folder at {place}{_nearby(place)}: check the path")
     if place.suffix.lower() != ".csv":
@@ -136,6 +136,12 @@ def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
         row = said.get(place, {})
         source.label = row.pop("label", None)
         source.row = {**source.row, **row}
+
+
+def _folder_name(path: Path) -> str | None:
+    name = path.parent.name
+    # A file of the current folder is listed without a name of the folder, or with dots for it.
+    return Path(_absolute(path)).parent.name if name in ("", "..") else name
 
 
 def _absolute(path: str | Path) -> str:

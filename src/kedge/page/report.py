@@ -18,6 +18,7 @@ from kedge.model import REPORT, Model
 from kedge.page import plots
 from kedge.page.layout import escape, frame, percent, picture_tag
 from kedge.picture import read_picture, thumbnail
+from kedge.runtime import Runtime
 
 __all__ = ["ReportMaterial", "evaluate_to_page", "gather_material", "report_page"]
 
@@ -62,11 +63,13 @@ def gather_material(model: Model, dataset: Dataset) -> ReportMaterial:
     return ReportMaterial(vectors, decoded.labels, dataset.classes, model.search_anchors, examples)
 
 
-def evaluate_to_page(model: str | Path, data: str | Path, *, probes: Sequence[Probes] = DEFAULT_PROBES) -> Report:
+def evaluate_to_page(
+    model: str | Path, data: str | Path, *, probes: Sequence[Probes] = DEFAULT_PROBES, runtime: Runtime = "auto"
+) -> Report:
     """Measure a model as `kedge.evaluate` does, and write the page into the model folder."""
     opened = Model.load(model)
     dataset = load_for(opened, data)
-    report = evaluate_dataset(opened, dataset, probes=probes)
+    report = evaluate_dataset(opened, dataset, probes=probes, runtime=runtime)
     _write(opened.folder / REPORT, report_page(opened, report, gather_material(opened, dataset)))
     return report
 

@@ -1,0 +1,75 @@
+"""Runtimes: equal embeddings whichever runs the graph; a precision is fixed in a gallery, or refused."""
+
+import numpy as np
+import pytest
+
+import kedge
+from kedge import runtime
+from kedge.errors import InputError, MissingPartError, ModelError
+from tests.models import embed, make_model, projection
+from tests.pictures import draw_classes
+
+CLASSES = ["red", "green", "blue"]
+
+
+@pytest.fixture
+def squares():
+    return np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["auto", "onnxruntime", "openvino"])
+def test_every_runtime_gives_the_vectors_worked_out_by_hand(name, squares, tmp_path):
+    model = make_model(tmp_path / "model", classes=CLASSES, distance="l2")
+    found = kedge.Encoder(model, runtime=name, threads=1).encode(squares)
+    np.testing.assert_allclose(found, embed(squares, projection(16)), atol=1e-5)
+
+
+def test_the_choice_goes_by_what_the_machine_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "_providers", lambda: ["CPUExecutionProvider"])
+    for has, expected in ((True, "openvino"), (False, "onnxruntime")):
+        monkeypatch.setattr(runtime, "has_bfloat16", lambda has=has: has)
+        assert runtime.best_runtime("float32") == expected
+        model = make_model(tmp_path / expected, classes=CLASSES)
+        assert model.info()["runtime"].startswith(expected)
+    monkeypatch.setattr(runtime, "_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert runtime.best_runtime("float32") == "onnxruntime"
+    assert "CUDA" in runtime.describe_runtime("int8")
+
+
+def test_bfloat16_is_fixed_in_the_gallery(monkeypatch, tmp_path):
+    draw_classes(tmp_path / "photos", CLASSES, each=3, size=32, seed=0)
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    with kedge.Gallery.create(tmp_path / "gallery", model, precision="bfloat16") as gallery:
+        assert gallery.info()["precision"] == "bfloat16"
+        assert gallery.model.fingerprint != model.fingerprint
+        assert not gallery.model.encodes_like(model)
+    # Where the CPU has it, OpenVINO runs it; a CPU that only says so works in float32, which is as near.
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda: True)
+    with kedge.Gallery.open(tmp_path / "gallery") as gallery:
+        assert gallery.add(tmp_path / "photos").added == 9
+        gallery.reindex(make_model(tmp_path / "other", classes=CLASSES, seed=1))
+        assert gallery.info()["precision"] == "bfloat16"
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda: False)
+    with (
+        kedge.Gallery.open(tmp_path / "gallery") as gallery,
+        pytest.raises(ModelError, match=r"bfloat16.*CPU that has it"),
+    ):
+        gallery.search(next((tmp_path / "photos" / "red").iterdir()))
+    opened = kedge.Gallery.open(tmp_path / "gallery", runtime="onnxruntime")
+    with opened as gallery, pytest.raises(ModelError, match="no bfloat16"):
+        _ = gallery.encoder
+    assert make_model(tmp_path / "same", classes=CLASSES).fingerprint == model.fingerprint
+
+
+def test_mistakes_are_named(monkeypatch, tmp_path):
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    with pytest.raises(InputError, match="no runtime is called 'tensorrt'"):
+        kedge.Encoder(model, runtime="tensorrt")
+    with pytest.raises(ModelError, match="kedge quantize"):
+        kedge.Gallery.create(tmp_path / "gallery", model, precision="int8")
+    with pytest.raises(ModelError, match="no precision is called 'float8'"):
+        kedge.Gallery.create(tmp_path / "gallery", model, precision="float8")
+    assert not (tmp_path / "gallery").exists()
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(MissingPartError, match=r"kedge\[openvino\]"):
+        kedge.Encoder(model, runtime="openvino")
