@@ -26,7 +26,7 @@ LAYERS = [
     {"filing"},
     {"model"},
     {"calibration"},
-    {"anchors", "picture", "metrics", "config", "progress", "runtime"},
+    {"anchors", "picture", "metrics", "config", "progress", "runtime", "archives"},
     {"errors"},
 ]
 WITH_TORCH = {

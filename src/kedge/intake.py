@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kedge.anchors import Anchors
+from kedge.archives import Archive, find_member
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
@@ -350,7 +351,19 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
 def _stamp(path: str) -> _Stamp:
     try:
         state = os.stat(path)  # noqa: PTH116  # a Path for each of a million files takes longer than its stat
+        size = state.st_size
     except OSError:
-        # Reading it will fail, and say why.
-        return _Stamp()
-    return _Stamp(state.st_size, datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, UTC))
+        inside = _member(path)
+        if inside is None:
+            # Reading it will fail, and say why.
+            return _Stamp()
+        archive, name, state = inside
+        size = archive.sizes[name]
+    return _Stamp(size, datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, UTC))
+
+
+def _member(path: str) -> tuple[Archive, str, os.stat_result] | None:
+    try:
+        return find_member(path)
+    except InputError:
+        return None

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kedge.archives import find_member
 from kedge.errors import PictureError
 
 __all__ = [
@@ -103,10 +104,27 @@ def _read_bytes(name: str, path: Path) -> bytes:
         if status.st_size > MOST_BYTES:
             raise PictureError(name, f"the file is larger than {MOST_BYTES >> 20} MiB")
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise PictureError(name, "no such file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        content = _read_member(name, path)
+        if content is None:
+            raise PictureError(name, "no such file") from error
+        return content
     except (OSError, ValueError) as error:
         raise PictureError(name, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _read_member(name: str, path: Path) -> bytes | None:
+    """Return the content of a file inside an archive; None when the path leads into none."""
+    found = find_member(str(path))
+    if found is None:
+        return None
+    archive, member, _ = found
+    if archive.sizes[member] > MOST_BYTES:
+        raise PictureError(name, f"the file is larger than {MOST_BYTES >> 20} MiB")
+    try:
+        return archive.read(member)
+    except Exception as error:  # a broken or locked member raises anything from BadZipFile to RuntimeError
+        raise PictureError(name, f"cannot be read from its archive: {error}") from error
 
 
 class _Quiet:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kedge.archives import find_member
 from kedge.encoder import Encoder
 from kedge.errors import InputError
 from kedge.gallery_folder import MODEL, TABLE, GalleryFolder
@@ -81,7 +82,7 @@ def _bring_up_to_date(
     """Add the pictures of one table to the other, and remove from that what the first does not hold."""
     metadata = list(old.metadata_columns)
     rows = old.read(["id", "path", "label", "filed_by", *metadata])
-    there = pa.array([bool(path) and Path(path).is_file() for path in rows["path"].to_pylist()], pa.bool_())
+    there = pa.array([_there(path) for path in rows["path"].to_pylist()], pa.bool_())
     missing = rows.filter(pc.invert(there))
     if len(missing) and not drop_missing:
         named = ", ".join(str(path or key) for path, key in zip(*_told(missing.slice(0, 3), "path", "id"), strict=True))
@@ -111,6 +112,10 @@ def _bring_up_to_date(
     if stale:
         new.delete(pc.field("id").isin(stale))
     return report
+
+
+def _there(path: str | None) -> bool:
+    return bool(path) and (Path(str(path)).is_file() or find_member(str(path)) is not None)
 
 
 def _told(rows: pa.Table, *names: str) -> list[list[str | None]]:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv
 
+from kedge.archives import is_archive, open_archive
 from kedge.errors import InputError, nearest_name
-from kedge.picture import find_pictures
+from kedge.picture import SUFFIXES, find_pictures
 
 __all__ = ["Sources", "column_of", "list_sources", "read_list"]
 
@@ -115,12 +116,28 @@ def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
         return [_Source(str(file), _folder_name(file) if by_folder else None, {}) for file in files]
     if not place.is_file():
         raise InputError(f"no file or folder at {place}{_nearby(place)}: check the path")
+    if is_archive(place):
+        return _found_inside(place, by_folder=by_folder)
     if place.suffix.lower() != ".csv":
         return [_Source(str(place), None, {})]
     rows = read_list(place)
     if not rows:
         raise InputError(f"{place} lists no picture: give one path a line under the heading 'path'")
     return [_Source(row.pop("path"), row.pop("label", None), row) for row in rows]
+
+
+def _found_inside(place: Path, *, by_folder: bool) -> list[_Source]:
+    """List the pictures of an archive, as those of a folder are."""
+    names = sorted(
+        name
+        for name in open_archive(place).sizes
+        if Path(name).suffix.lower() in SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
+    )
+    if not names:
+        raise InputError(f"{place} holds no pictures: name an archive that does")
+    stem = place.name[: place.name.index(".", 1)]
+    return [_Source(f"{place}/{name}", (Path(name).parent.name or stem) if by_folder else None, {}) for name in names]
 
 
 def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
