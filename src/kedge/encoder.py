@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder"]
 
-BATCH = 64
+# Pixels at once, which caches hold; and how many pictures at most.
+BATCH_PIXELS, MOST_AT_ONCE = 16 * 224 * 224, 64
 
 
 class Encoder:
@@ -43,8 +44,9 @@ class Encoder:
                 f"pictures of shape (n, {size}, {size}, 3) uint8 are expected, not {squares.shape} {squares.dtype}"
             )
         parts = [np.zeros((0, self.dim), dtype=np.float32)]
-        for start in range(0, len(squares), BATCH):
-            parts.append(self._run(squares[start : start + BATCH]))
+        batch = max(1, min(MOST_AT_ONCE, BATCH_PIXELS // size**2))
+        for start in range(0, len(squares), batch):
+            parts.append(self._run(squares[start : start + batch]))
         embeddings = np.concatenate(parts)
         return embeddings if raw or not self.normalises else unit_length(embeddings)
 

@@ -80,9 +80,10 @@ class _Hinge(torch.autograd.Function):
             pull = hinge.div_(distances)  # (r, t): each difference's weight
             by_row = pull.sum(dim=1, keepdim=True) * chosen - pull @ centred
             if rows is None:
-                gradient = by_row * (-4.0 * scale)  # each pair stands in it from both sides
+                gradient = by_row.mul_(-4.0 * scale)  # each pair stands in it from both sides
             else:
-                gradient = pull.T @ chosen - pull.sum(dim=0)[:, None] * centred
+                # In the place of the centred anchors, which are not needed any more: there may be very many.
+                gradient = centred.mul_(-pull.sum(dim=0)[:, None]).addmm_(pull.T, chosen)
                 gradient.index_add_(0, rows, by_row, alpha=-1.0).mul_(2.0 * scale)
             ctx.save_for_backward(gradient)
         return value
