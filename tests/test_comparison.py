@@ -23,7 +23,7 @@ SETTINGS = {"image_size": 32, "epochs": 1, "batch_size": 16, "dim": 8}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
+    root = tmp_path_factory.mktemp("data") / "007"  # a name that looks like a number
     draw_classes(root, ["circle", "square", "cross", "ring"], each=15, size=32, seed=0)
     return root
 
@@ -61,12 +61,12 @@ def test_every_cell_has_its_row_and_a_failed_one_its_reason(compared):
         assert row["classes"] == 3
         assert row["train_pictures"] == 12
         assert row["step_ms"] > 0
-    assert (out / "models" / "shapes-resnet10-half-cam-sphere-4-0" / "kedge.json").is_file()
+    assert (out / "models" / "007-resnet10-half-cam-sphere-4-0" / "kedge.json").is_file()
 
 
 def test_figures_are_those_of_evaluate(compared, photos):
     _, out, found, _ = compared
-    report = kedge.evaluate(out / "models" / "shapes-resnet10-half-cross-entropy-4-0", photos, probes=(1,))
+    report = kedge.evaluate(out / "models" / "007-resnet10-half-cross-entropy-4-0", photos, probes=(1,))
     row = found.rows[1]
     for distance in ("l2", "cosine"):
         assert row[f"{distance}_map"] == pytest.approx(report.figures("exhaustive", distance).map, abs=1e-4)
@@ -78,7 +78,7 @@ def test_pages_say_what_was_measured_and_what_failed(compared):
     _, out, found, _ = compared
     tables, page = (out / "results.md").read_text(), (out / "report.html").read_text()
     for text in (tables, page):
-        assert "shapes, resnet10-half, 4 shots" in text
+        assert "007, resnet10-half, 4 shots" in text
         assert "gallery of the pictures trained on" in text
         assert "classes never trained on" in text
         assert "Cells that failed" in text
@@ -92,7 +92,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(compared)
     grid, out, found, _ = compared
     seen = []
     again = kedge.compare(grid, out, on_row=lambda name, *_: seen.append(name))
-    assert seen == ["shapes-resnet10-half-impossible-4-0"]
+    assert seen == ["007-resnet10-half-impossible-4-0"]
     assert [row["l2_map"] for row in again.rows[:2]] == [row["l2_map"] for row in found.rows[:2]]
     fewer = Grid.of({**grid.model_dump(), "losses": ["cam-sphere"]})
     assert len(kedge.compare(fewer, out).rows) == 1

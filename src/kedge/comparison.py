@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from kedge.errors import ConfigError, InputError
-from kedge.grid import Cell, Grid, name_of
+from kedge.grid import Cell, Grid, Shots, name_of
 from kedge.losses import loss_recipe
 from kedge.page import comparison_page, comparison_tables
 
@@ -41,6 +41,8 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS = (
     "report.html",
     "models",
 )
+# Columns that hold words, also where these look like numbers.
+TEXTS = frozenset(("dataset", "backbone", "loss", "shots", "settings", "failure", "device", "kedge", "torch", "date"))
 Row = dict[str, Any]
 OnRow = Callable[[str, Row, int, int], None]
 
@@ -172,7 +174,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
 
 
 def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
-    return {(str(row["loss"]), str(row["settings"])): row for row in _read(out / TRIES)}
+    return {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
 
 
 def _try(
@@ -269,8 +271,8 @@ def _answer(process: subprocess.Popen[str], job: Row) -> Row:
 
 def _cell_of(row: Row) -> Cell:
     shots = row["shots"]
-    name = {part: str(row[part]) for part in ("dataset", "backbone", "loss")}
-    return Cell(**name, shots=shots if shots == "full" else int(shots), seed=int(row["seed"]))
+    shown: Shots = "full" if shots == "full" else int(shots)
+    return Cell(row["dataset"], row["backbone"], row["loss"], shown, row["seed"])
 
 
 def _ordered(grid: Grid, rows: Iterable[Row]) -> list[Row]:
@@ -284,7 +286,10 @@ def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: value if name in TEXTS else _number(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _header(path: Path) -> list[str]:
@@ -305,7 +310,7 @@ def _number(text: str) -> Any:
 
 def _append(path: Path, row: Row, key: Sequence[str]) -> None:
     """Add a row in place of one with the same key, and its columns where they are new; on disk when this returns."""
-    rows = [known for known in _read(path) if any(known.get(part) != row[part] for part in key)]
+    rows = [known for known in _read(path) if any(str(known.get(part)) != str(row[part]) for part in key)]
     columns = list(dict.fromkeys([*_header(path), *row]))
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ from kedge.datasets import PUBLISHED
 from kedge.errors import ConfigError, DatasetError, nearest_name
 from kedge.losses import loss_recipe
 
-__all__ = ["Cell", "Grid", "Tries"]
+__all__ = ["Cell", "Grid", "Shots", "Tries", "name_of"]
 
 # What the grid itself says of a cell; settings leave it alone.
 BY_THE_GRID = ("loss", "backbone", "seed", "shots", "classes")
