@@ -253,7 +253,6 @@ def test_a_list_gives_labels_and_columns(gallery, tmp_path):
         (["photos"], {"file_by": "size"}, "'nearest' or 'label'"),
         (["photos"], {"metadata": {"Anchor": 1}}, "'anchor' is there already"),
         (["photos"], {"metadata": {"a b": 1}}, "cannot be a column"),
-        (["photos", "s3://bucket/pictures"], {}, "not on this machine"),
         (["photos", "bad.csv"], {}, "no column 'path'"),
         (["photos", "no.parquet"], {}, "no column 'embedding'"),
         (["photos", "short.parquet"], {}, r"embeddings of shape \(n, 16\)"),

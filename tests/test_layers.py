@@ -26,7 +26,7 @@ LAYERS = [
     {"filing"},
     {"model"},
     {"calibration"},
-    {"anchors", "picture", "metrics", "config", "progress", "runtime", "archives"},
+    {"anchors", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
     {"errors"},
 ]
 WITH_TORCH = {

@@ -7,7 +7,7 @@ Work goes in chunks, one commit each, so that a kill loses the chunk in flight a
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from kedge.errors import InputError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
 from kedge.picture import perceptual_hash, read_for_encoder, square, thumbnail
 from kedge.pictures_table import PicturesTable
-from kedge.sources import Sources
+from kedge.sources import Sources, Stamp
 from kedge.vectors import ReadyMade
 
 __all__ = ["AddReport", "FileBy", "Intake", "filing_columns"]
@@ -70,20 +70,12 @@ class _Reading:
     perceptual_hash: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Stamp:
-    """Size in bytes and time of a file's last change; both None for a vector, whose path is only a name."""
-
-    file_size: int | None = None
-    modified_at: datetime | None = None
-
-
 @dataclass(eq=False)
 class _Chunk:
     """Pictures of one commit: what is said of each, and what is found out about it on the way."""
 
     sources: Sources
-    stamps: list[_Stamp]
+    stamps: list[Stamp]
     ids: list[str | None]
     contents: list[str | None]
     readings: dict[int, _Reading] = field(default_factory=dict)
@@ -141,7 +133,7 @@ class Intake:
             vectors = given.vectors[start:stop]
             chunk = _Chunk(
                 sources.part(start, stop),
-                [_Stamp()] * (stop - start),
+                [Stamp()] * (stop - start),
                 list(given.ids[start:stop]),
                 list(given.contents[start:stop]),
                 embeddings=dict(enumerate(vectors)),
@@ -155,13 +147,14 @@ class Intake:
     def _with_columns(self, sources: Sources) -> Sources:
         columns = self._table.check_columns(sources.metadata)
         self._table.add_columns({name: values.type for name, values in columns.items()})
-        return Sources(sources.names, sources.paths, sources.labels, columns)
+        return replace(sources, metadata=columns)
 
     def _read(
         self, part: Sources, encoder: Encoder, readers: ThreadPoolExecutor, done: int, total: int
     ) -> tuple[_Chunk, dict[int, PictureError]]:
         """Find out the id of each picture, and the embedding of each whose content is not in the table."""
-        stamps = [_stamp(path) for path in part.paths]
+        told = part.stamps or (None,) * len(part)
+        stamps = [stamp or _stamp(path) for stamp, path in zip(told, part.paths, strict=True)]
         chunk = _Chunk(part, stamps, [None] * len(part), [None] * len(part))
         there = self._table.find("path", part.paths, ("id", "path", "file_size", "modified_at")).to_pylist()
         known = {(row["path"], row["file_size"], row["modified_at"]): row["id"] for row in there}
@@ -348,7 +341,7 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-def _stamp(path: str) -> _Stamp:
+def _stamp(path: str) -> Stamp:
     try:
         state = os.stat(path)  # noqa: PTH116  # a Path for each of a million files takes longer than its stat
         size = state.st_size
@@ -356,10 +349,10 @@ def _stamp(path: str) -> _Stamp:
         inside = _member(path)
         if inside is None:
             # Reading it will fail, and say why.
-            return _Stamp()
+            return Stamp()
         archive, name, state = inside
         size = archive.sizes[name]
-    return _Stamp(size, datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, UTC))
+    return Stamp(size, datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, UTC))
 
 
 def _member(path: str) -> tuple[Archive, str, os.stat_result] | None:

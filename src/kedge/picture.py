@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kedge.archives import find_member
 from kedge.errors import PictureError
+from kedge.stores import is_url, read_store
 
 __all__ = [
     "SUFFIXES",
@@ -60,7 +61,7 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
     at_least: a JPEG is decoded at a reduced scale (1/2, 1/4, 1/8), as long as its shorter side stays at least that.
     """
     path = name or ("(bytes)" if isinstance(source, bytes) else os.fspath(source))
-    data = source if isinstance(source, bytes) else _read_bytes(path, Path(source))
+    data = source if isinstance(source, bytes) else _read_bytes(path, os.fspath(source))
     if not data:
         raise PictureError(path, "the file is empty")
     try:
@@ -94,8 +95,11 @@ def read_for_encoder(source: str | Path | bytes, size: int, *, name: str | None 
     return read_picture(source, name=name, at_least=max(size, THUMBNAIL_SIDE))
 
 
-def _read_bytes(name: str, path: Path) -> bytes:
+def _read_bytes(name: str, place: str) -> bytes:
+    path = Path(place)
     try:
+        if is_url(place):
+            return read_store(place, MOST_BYTES)
         if path.is_dir():
             raise PictureError(name, "a folder, not a picture")
         status = path.stat()
@@ -105,7 +109,7 @@ def _read_bytes(name: str, path: Path) -> bytes:
             raise PictureError(name, f"the file is larger than {MOST_BYTES >> 20} MiB")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        content = _read_member(name, path)
+        content = None if is_url(place) else _read_member(name, path)
         if content is None:
             raise PictureError(name, "no such file") from error
         return content

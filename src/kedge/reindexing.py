@@ -21,6 +21,7 @@ from kedge.intake import COMMIT_VECTORS, AddReport, FileBy, Intake, Progress, fi
 from kedge.model import Model
 from kedge.pictures_table import OWN_COLUMNS, PicturesTable, matrix
 from kedge.sources import Sources
+from kedge.stores import is_url, stored_there
 
 __all__ = ["reindex"]
 
@@ -115,6 +116,8 @@ def _bring_up_to_date(
 
 
 def _there(path: str | None) -> bool:
+    if is_url(path):
+        return stored_there(str(path))
     return bool(path) and (Path(str(path)).is_file() or find_member(str(path)) is not None)
 
 

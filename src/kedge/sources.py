@@ -8,7 +8,8 @@ by a list says nothing of its label unless the list does.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -17,8 +18,9 @@ import pyarrow.csv
 from kedge.archives import is_archive, open_archive
 from kedge.errors import InputError, nearest_name
 from kedge.picture import SUFFIXES, find_pictures
+from kedge.stores import is_url, list_store
 
-__all__ = ["Sources", "column_of", "list_sources", "read_list"]
+__all__ = ["Sources", "Stamp", "column_of", "list_sources", "read_list"]
 
 Labels = Literal["folder", "none"] | str | Path
 
@@ -34,6 +36,8 @@ class Sources:
     paths: tuple[str, ...]
     labels: tuple[str | None, ...]
     metadata: Mapping[str, pa.Array]
+    stamps: tuple["Stamp | None", ...] = ()
+    """Size and time of each file where they were told with it; empty, or None: the file is to be asked."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -45,7 +49,16 @@ class Sources:
             self.paths[start:stop],
             self.labels[start:stop],
             {name: values[start:stop] for name, values in self.metadata.items()},
+            self.stamps[start:stop],
         )
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Size in bytes and time of a file's last change; both None for a vector, whose path is only a name."""
+
+    file_size: int | None = None
+    modified_at: datetime | None = None
 
 
 @dataclass
@@ -53,6 +66,7 @@ class _Source:
     name: str
     label: str | None
     row: Mapping[str, Any]
+    stamp: Stamp | None = None
 
 
 def list_sources(
@@ -79,6 +93,7 @@ def list_sources(
         tuple(found),
         tuple(source.label for source in found.values()),
         {name: column_of(name, [row.get(name) for row in rows]) for name in columns},
+        tuple(source.stamp for source in found.values()),
     )
 
 
@@ -106,8 +121,8 @@ def read_list(path: Path) -> list[dict[str, Any]]:
 
 
 def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
-    if "://" in str(path):
-        raise InputError(f"{path} is not on this machine: copy the pictures to a folder here and add that")
+    if is_url(path):
+        return _found_in_store(str(path), by_folder=by_folder)
     place = Path(path)
     if place.is_dir():
         files = list(find_pictures(place))
@@ -124,6 +139,24 @@ def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
     if not rows:
         raise InputError(f"{place} lists no picture: give one path a line under the heading 'path'")
     return [_Source(row.pop("path"), row.pop("label", None), row) for row in rows]
+
+
+def _found_in_store(url: str, *, by_folder: bool) -> list[_Source]:
+    """List the pictures under a URL, as those of a folder are; a picture named by itself gets no label."""
+    stored = [file for file in list_store(url) if PurePosixPath(file.url).suffix.lower() in SUFFIXES]
+    if not stored:
+        raise InputError(f"{url} holds no pictures: name a prefix that does")
+    alone = PurePosixPath(url).suffix.lower() in SUFFIXES
+    return [
+        _Source(
+            file.url,
+            PurePosixPath(file.url).parent.name if by_folder and not alone else None,
+            {},
+            # Where the store does not say when a file was written, its content decides.
+            Stamp(file.size, file.modified_at) if file.modified_at else Stamp(),
+        )
+        for file in stored
+    ]
 
 
 def _found_inside(place: Path, *, by_folder: bool) -> list[_Source]:
@@ -162,6 +195,8 @@ def _folder_name(path: Path) -> str | None:
 
 
 def _absolute(path: str | Path) -> str:
+    if is_url(path):
+        return str(path)
     # Links are left as they are: a picture is labelled by the folder that it is found in.
     return os.path.abspath(path)  # noqa: PTH100
 
