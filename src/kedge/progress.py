@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -34,15 +34,15 @@ def comparison_progress() -> Iterator[Callable[[str, dict[str, Any], int, int], 
     console = Console(stderr=True)
     found: dict[str, dict[str, list[float]]] = {}
 
-    def table(caption: str) -> Table:
+    def table() -> Table:
         columns = list(dict.fromkeys(place for places in found.values() for place in places))
-        drawn = Table("mAP, %", *columns, caption=caption)
+        drawn = Table("mAP, % (seeds)", *columns)
         for loss, places in found.items():
             means = (places.get(column) for column in columns)
             drawn.add_row(loss, *(f"{100 * sum(each) / len(each):.1f} ({len(each)})" if each else "" for each in means))
         return drawn
 
-    with Live(console=console, transient=True, auto_refresh=False) as live:
+    with Live("the first cells are being trained", console=console, transient=True, auto_refresh=False) as live:
 
         def show(name: str, row: dict[str, Any], done: int, total: int) -> None:
             kind = "" if "l2_map" in row else "validation_"
@@ -54,6 +54,7 @@ def comparison_progress() -> Iterator[Callable[[str, dict[str, Any], int, int], 
             if "l2_map" in row:
                 column = f"{row['dataset']}, {row['backbone']}, {row['shots']}"
                 found.setdefault(row["loss"], {}).setdefault(column, []).append(reached)
-            live.update(table(f"{done} of {total} done; last: {name}, {said}"), refresh=True)
+            status = f"{done} of {total} done; last: {name}, {said}"
+            live.update(Group(table(), status) if found else status, refresh=True)
 
         yield show

@@ -171,7 +171,7 @@ def _cost(group: _Group) -> _Table:
         for loss, found in group.by_loss.items()
     )
     first = next(iter(group.by_loss.values()))[0]
-    return _Table(f"{group.title}: cost on {first['device']}, {first['threads']} threads", columns, lines)
+    return _Table(f"{group.title}: cost on {first['device']}, {first['threads']} thread(s)", columns, lines)
 
 
 def _plots(rows: Sequence[Row]) -> str:
@@ -182,7 +182,7 @@ def _plots(rows: Sequence[Row]) -> str:
         points = {}
         for loss, found in group.by_loss.items():
             values = [row[f"{row['distance']}_map"] for row in found]
-            points[loss] = (float(np.mean([row["train_seconds"] for row in found])) / 60, float(np.mean(values)))
+            points[loss] = (float(np.mean([row["train_seconds"] for row in found])), float(np.mean(values)))
             place = group.title.rsplit(", ", 1)[0]
             spread = (float(np.mean(values)), float(np.std(values)))
             by_place.setdefault(place, {}).setdefault(loss, {})[group.shots] = spread

@@ -144,20 +144,20 @@ def metric_by_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], nam
     axes.set_xticks(range(len(shots)), shots)
     axes.set(xlabel="pictures a class to train on", ylabel="mAP, %")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, ncols=2)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, labelcolor=SOFT, ncols=4)
     return _svg(figure, name)
 
 
 def metric_by_time(points: Mapping[str, tuple[float, float]], name: str) -> str:
-    """Plot mAP, a share, against the minutes of training, by loss."""
+    """Plot mAP, a share, against the seconds of training, by loss."""
     figure, axes = _axes(LARGE)
-    minutes, values = (np.array(part) for part in zip(*points.values(), strict=True))
-    axes.scatter(minutes, 100 * values, c=_colours(len(points)), s=30)
-    for loss, place in zip(points, zip(minutes, 100 * values, strict=True), strict=True):
+    seconds, values = (np.array(part) for part in zip(*points.values(), strict=True))
+    axes.scatter(seconds, 100 * values, c=_colours(len(points)), s=30)
+    for loss, place in zip(points, zip(seconds, 100 * values, strict=True), strict=True):
         axes.annotate(_plain(loss), place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=SOFT)
-    axes.set(xlabel="minutes of training", ylabel="mAP, %")
-    axes.set_xlim(0, 1.25 * float(minutes.max(initial=0)) or 1)
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel="seconds of training", ylabel="mAP, %")
+    axes.set_xlim(0, 1.3 * float(seconds.max(initial=0)) or 1)
+    axes.set_ylim(0, 110 * float(values.max(initial=0)) or 1)
     return _svg(figure, name)
 
 
