@@ -177,6 +177,7 @@ def _cost(group: _Group) -> _Table:
 def _plots(rows: Sequence[Row]) -> str:
     """Draw mAP by the model's own distance."""
     figures = []
+    losses = list(dict.fromkeys(str(row["loss"]) for row in rows))
     by_place: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for number, group in enumerate(_groups(rows)):
         points = {}
@@ -186,10 +187,12 @@ def _plots(rows: Sequence[Row]) -> str:
             place = group.title.rsplit(", ", 1)[0]
             spread = (float(np.mean(values)), float(np.std(values)))
             by_place.setdefault(place, {}).setdefault(loss, {})[group.shots] = spread
-        figures.append((f"mAP against training time: {group.title}", plots.metric_by_time(points, f"time{number}")))
+        figures.append(
+            (f"mAP against training time: {group.title}", plots.metric_by_time(points, losses, f"time{number}"))
+        )
     for number, (place, curves) in enumerate(by_place.items()):
         if any(len(curve) > 1 for curve in curves.values()):
-            drawn = plots.metric_by_shots(_in_order(curves), f"shots{number}")
+            drawn = plots.metric_by_shots(_in_order(curves), losses, f"shots{number}")
             figures.insert(number, (f"mAP against shots: {place}", drawn))
     drawn = "".join(
         f"<figure class='card'><figcaption><b>{escape(heading)}</b></figcaption>"

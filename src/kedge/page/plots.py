@@ -132,32 +132,36 @@ def precision_recall(precision: Sequence[float]) -> str:
     return _svg(figure, "precision")
 
 
-def metric_by_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], name: str) -> str:
-    """Plot mAP (mean, deviation), shares, by shots: {loss: {shots: ...}}; shots in the order in which they come."""
+def metric_by_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], losses: Sequence[str], name: str) -> str:
+    """Plot mAP (mean, deviation), shares, by shots: {loss: {shots: ...}}; each of `losses` has a colour of its own."""
     figure, axes = _axes(LARGE)
     shots = list(dict.fromkeys(each for curve in curves.values() for each in curve))
-    colours = _colours(len(curves))
-    for colour, (loss, curve) in zip(colours, curves.items(), strict=True):
+    colours = dict(zip(losses, _colours(len(losses)), strict=True))
+    for loss, curve in curves.items():
         places = [shots.index(each) for each in curve]
         means, deviations = (100 * np.array(values) for values in zip(*curve.values(), strict=True))
-        axes.errorbar(places, means, deviations, color=colour, marker=".", linewidth=1.6, capsize=3, label=_plain(loss))
+        axes.errorbar(
+            places, means, deviations, color=colours[loss], marker=".", linewidth=1.6, capsize=3, label=_plain(loss)
+        )
     axes.set_xticks(range(len(shots)), shots)
     axes.set(xlabel="pictures a class to train on", ylabel="mAP, %")
-    axes.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, labelcolor=SOFT, ncols=4)
-    return _svg(figure, name)
+    return _with_legend(figure, axes, name)
 
 
-def metric_by_time(points: Mapping[str, tuple[float, float]], name: str) -> str:
-    """Plot mAP, a share, against the seconds of training, by loss."""
+def metric_by_time(points: Mapping[str, tuple[float, float]], losses: Sequence[str], name: str) -> str:
+    """Plot mAP, a share, against the seconds of training: {loss: (seconds, mAP)}."""
     figure, axes = _axes(LARGE)
-    seconds, values = (np.array(part) for part in zip(*points.values(), strict=True))
-    axes.scatter(seconds, 100 * values, c=_colours(len(points)), s=30)
-    for loss, place in zip(points, zip(seconds, 100 * values, strict=True), strict=True):
-        axes.annotate(_plain(loss), place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=SOFT)
+    colours = dict(zip(losses, _colours(len(losses)), strict=True))
+    for loss, (seconds, value) in points.items():
+        axes.scatter([seconds], [100 * value], color=colours[loss], s=40, label=_plain(loss))
     axes.set(xlabel="seconds of training", ylabel="mAP, %")
-    axes.set_xlim(0, 1.3 * float(seconds.max(initial=0)) or 1)
-    axes.set_ylim(0, 110 * float(values.max(initial=0)) or 1)
+    axes.set_xlim(0, 1.1 * max(seconds for seconds, _ in points.values()) or 1)
+    return _with_legend(figure, axes, name)
+
+
+def _with_legend(figure: Figure, axes: Axes, name: str) -> str:
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, labelcolor=SOFT, ncols=4)
     return _svg(figure, name)
 
 
