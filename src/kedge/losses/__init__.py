@@ -105,8 +105,9 @@ def _of_library(name: str) -> Callable[[int, int, TrainingConfig], nn.Module]:
 
 # A recipe's batch size is the largest: small collections take smaller batches.
 _SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "head": "linear", "batch_size": 100}
-# What works for class anchors from scratch, until each rival is given tries of its own.
+# What works for class anchors from scratch; losses below that add nothing to it were not given tries of their own yet.
 _RIVAL = {**_SHARED, "auxiliary": 0.0}
+_SGD = {**_RIVAL, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 0.02}
 # Proxies learn a hundred times as fast as the network, as their authors have them.
 _PROXIES = {**_RIVAL, "anchor_rate": 100.0}
 _ANCHORS = {"margin": 8.0, "least_norm": 1.0, "anchor_start": "auto", "learnable_anchors": True}
@@ -155,7 +156,7 @@ LOSSES: dict[str, LossRecipe] = {
             "cross-entropy, and every picture drawn to a learned center of its class",
             "Wen et al., ECCV 2016",
             _center,
-            {**_RIVAL, "label_smoothing": 0.1},
+            {**_RIVAL, "label_smoothing": 0.1, "scale": 0.01},
             own_tries=({"scale": 0.001}, {"scale": 0.01}),
             classifies=True,
         ),
@@ -172,7 +173,7 @@ LOSSES: dict[str, LossRecipe] = {
             "semi-hard triplets: the own class nearer than another by a margin",
             "arXiv:1503.03832",
             _of_library("triplet"),
-            _RIVAL,
+            {**_RIVAL, "learning_rate": 1e-3, "margin": 0.1},
             own_tries=({"margin": 0.1}, {"margin": 0.5}),
         ),
         LossRecipe(
@@ -180,7 +181,7 @@ LOSSES: dict[str, LossRecipe] = {
             "softmax over angles, an added angle as margin",
             "arXiv:1801.07698",
             _of_library("arcface"),
-            _RIVAL,
+            _SGD,
             own_tries=({"scale": 16.0}, {"scale": 32.0}),
         ),
         LossRecipe(
@@ -213,7 +214,7 @@ LOSSES: dict[str, LossRecipe] = {
             "a proxy a class, which draws and pushes all pictures of a batch",
             "arXiv:2003.13911",
             _of_library("proxy-anchor"),
-            _PROXIES,
+            {**_SGD, "anchor_rate": 100.0, "weight_decay": 0.005, "scale": 16.0, "batch_size": 50},
             own_tries=({"scale": 16.0}, {"anchor_rate": 10.0}),
         ),
         LossRecipe(
@@ -229,7 +230,7 @@ LOSSES: dict[str, LossRecipe] = {
             "each picture against all of its class in the batch, by softmax",
             "arXiv:2004.11362",
             _of_library("supcon"),
-            _RIVAL,
+            {**_RIVAL, "weight_decay": 0.1},
             own_tries=({"scale": 5.0}, {"scale": 20.0}),
         ),
         LossRecipe(
