@@ -157,11 +157,16 @@ def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
     assert not partial.exists()
 
 
+def learned(model):
+    """What was logged of each epoch, but for what it took."""
+    return [{name: line[name] for name in line.keys() - {"seconds", "memory_mb"}} for line in model.metrics()]
+
+
 def test_pictures_that_do_not_fit_into_memory_are_read_from_disk(photos, tmp_path, monkeypatch):
     kept = kedge.train(photos, tmp_path / "kept", **FAST)
     monkeypatch.setattr("kedge.training.MOST_IN_MEMORY", 1000)
     read = kedge.train(photos, tmp_path / "read", **FAST)
-    assert read.metrics() == [pytest.approx(line, rel=1e-3) for line in kept.metrics()]
+    assert learned(read) == [pytest.approx(line, rel=1e-3) for line in learned(kept)]
     assert np.allclose(read.anchors.vectors, kept.anchors.vectors, atol=1e-3)
 
 
