@@ -38,8 +38,9 @@ class _Group:
     by_loss: Mapping[str, Sequence[Row]]
     shots: str
 
-    def seeds(self) -> int:
-        return max(len(rows) for rows in self.by_loss.values())
+    def seeds(self) -> str:
+        most = max(len(rows) for rows in self.by_loss.values())
+        return f"{most} seed{'s' * (most > 1)}"
 
 
 def comparison_tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> str:
@@ -117,9 +118,7 @@ def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
         for loss, found in group.by_loss.items()
     )
     counts = next(iter(group.by_loss.values()))[0]
-    said = (
-        f" ({group.seeds()} seeds, {counts['queries']} queries, gallery of {counts['gallery']})" if not prefix else ""
-    )
+    said = f" ({group.seeds()}, {counts['queries']} queries, gallery of {counts['gallery']})" if not prefix else ""
     return _Table(f"{group.title}{what}{said}", columns, lines)
 
 
