@@ -7,6 +7,7 @@ add      files to a searchable gallery, beside the usual pipeline (Pillow, torch
 known    `kedge add` again, on 100,000 pictures that are known already
 memory   peak memory of an add, by the number of pictures
 read     how far embeddings lie apart when pictures are read in other ways, and the resize from torchvision's
+runtimes pictures a second of each runtime, and of the graph in int8, on ready-made tensors with one thread
 input    share of a training step that the input pipeline takes, at 64 px
 
 Photographs: two that come with scikit-learn, cut at random to some 512 px and saved as JPEG, seeded; networks with
@@ -260,11 +261,39 @@ def measure_input(*_):
     print()
 
 
+def measure_runtimes(options, folder):
+    from kedge.quantization import write_int8_graph
+
+    for name in ("train/a", "train/b"):
+        photographs(folder / "photos" / name, 64, seed=len(name) + ord(name[-1]))
+    split = kedge.load_dataset(folder / "photos", validation_share=0).train
+    squares = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
+    print("| backbone | onnxruntime | openvino | onnxruntime, int8 | int8 / float32 |\n|---|---|---|---|---|")
+    for backbone in options.backbones:
+        _, model = make_model(folder / backbone, backbone, 224)
+        encoders = [kedge.Encoder(model, runtime=name, threads=1) for name in ("onnxruntime", "openvino")]
+        write_int8_graph(model, split, model.encoder_path)
+        encoders.append(kedge.Encoder(model, runtime="onnxruntime", threads=1))
+        rates = [[] for _ in encoders]
+        for _ in range(options.rounds):
+            for encoder, found in zip(encoders, rates, strict=True):
+                started = time.perf_counter()
+                encoder.encode(squares)
+                found.append(len(squares) / (time.perf_counter() - started))
+        middle = [float(np.median(found)) for found in rates]
+        print(
+            f"| {backbone} | {' | '.join(f'{rate:.1f}' for rate in middle)} | {middle[2] / middle[0]:.2f}x |",
+            flush=True,
+        )
+    print()
+
+
 PARTS = {
     "add": measure_add,
     "known": measure_known,
     "memory": measure_memory,
     "read": measure_read,
+    "runtimes": measure_runtimes,
     "input": measure_input,
 }
 

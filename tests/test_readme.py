@@ -96,7 +96,7 @@ def test_demo(tmp_path):
     assert len(re.findall(r"\S+\.html", done.stdout)) == 2
     card = json.loads((tmp_path / "demo" / "model" / "kedge.json").read_text())
     assert card["scores"]["test"]["map"] >= 0.97
-    advice = next(line for line in done.stdout.splitlines() if "kedge search" in line)
+    advice = next(line for line in done.stdout.splitlines() if "kedge search " in line)
     assert run(advice.strip(), tmp_path).returncode == 0
 
 

@@ -52,7 +52,7 @@ def find_member(path: str) -> tuple[Archive, str, os.stat_result] | None:
 def open_archive(path: str | Path) -> Archive:
     """Open an archive; InputError for one that cannot be read. It is kept open while few others are asked for."""
     try:
-        state = os.stat(path)  # noqa: PTH116
+        state = Path(path).stat()
         return _opened(str(path), state.st_mtime_ns, state.st_size)
     except (*_BROKEN, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as an archive ({error}): unpack it and add the folder") from error
@@ -74,9 +74,9 @@ def _tar(path: str) -> Archive:
     opener = OPENERS.get(Path(path).suffix.lower())
     file: IO[bytes]
     if opener is None:
-        file = open(path, "rb")  # noqa: SIM115, PTH123  # stays open as long as the archive
+        file = Path(path).open("rb")  # noqa: SIM115  # stays open as long as the archive
     else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115
+        file = tempfile.TemporaryFile()  # noqa: SIM115  # stays open as long as the archive
         with opener(path) as packed:
             shutil.copyfileobj(packed, file, 1 << 20)
         file.seek(0)

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kedge.datasets import Dataset, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, KedgeError
-from kedge.evaluation import Report, SearchFigures, encode_split, evaluate_vectors
+from kedge.evaluation import Report, SearchFigures, encode_split, evaluate_embedded
 from kedge.losses import loss_recipe
 from kedge.model import Model
 from kedge.training import train
 
 __all__ = ["measure", "validate"]
 
-Vectors = npt.NDArray[np.float32]
+# The two-stage search that is compared beside the exhaustive one.
+PROBES = (1,)
 
 
 def validate(data: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
     queries, query_labels, _ = encode_split(encoder, dataset.test)
     gallery, gallery_labels, hashes = encode_split(encoder, dataset.gallery)
     row |= {"classes": len(dataset.classes), "queries": len(queries), "gallery": len(gallery)}
-    report = _evaluated(model, dataset, queries, query_labels, gallery, gallery_labels)
-    row |= _columns(report, "")
+    asked = queries, query_labels
+    row |= _columns(evaluate_embedded(model, dataset, asked, (gallery, gallery_labels), PROBES), "")
     if settings.get("shots"):
         drawn = load_dataset(
             data,
@@ -81,39 +81,18 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
             validation_share=model.card.trained["validation_share"],
         ).train.hashes
         shown = np.isin(hashes, drawn)
-        few = _evaluated(model, dataset, queries, query_labels, gallery[shown], gallery_labels[shown])
-        row |= _columns(few, "shots_")
+        few = gallery[shown], gallery_labels[shown]
+        row |= _columns(evaluate_embedded(model, dataset, asked, few, PROBES), "shots_")
     if whole is not None:
         row |= _unseen(model, encoder, whole, settings["classes"])
     return row
-
-
-def _evaluated(
-    model: Model,
-    dataset: Dataset,
-    queries: Vectors,
-    query_labels: npt.NDArray[np.int64],
-    gallery: Vectors,
-    gallery_labels: npt.NDArray[np.int64],
-) -> Report:
-    return evaluate_vectors(
-        queries,
-        query_labels,
-        gallery,
-        gallery_labels,
-        model.anchors,
-        classes=dataset.classes,
-        distance=model.card.distance,
-        dataset=dataset.name,
-        probes=(1,),
-    )
 
 
 def _unseen(model: Model, encoder: Encoder, whole: Dataset, trained: int) -> dict[str, float]:
     """Return the figures on the classes from number `trained` on: no picture of theirs was trained on."""
     queries, query_labels, _ = encode_split(encoder, whole.test[np.flatnonzero(whole.test.labels >= trained)])
     gallery, gallery_labels, _ = encode_split(encoder, whole.gallery[np.flatnonzero(whole.gallery.labels >= trained)])
-    report = _evaluated(model, whole, queries, query_labels, gallery, gallery_labels)
+    report = evaluate_embedded(model, whole, (queries, query_labels), (gallery, gallery_labels), PROBES)
     return _columns(report, "unseen_")
 
 

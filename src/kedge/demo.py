@@ -1,5 +1,6 @@
 """The demo: the main job on handwritten digits, from pictures to pages, in a minute or two."""
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -43,7 +44,15 @@ def run_demo(out: Path) -> None:
     print(f"  {page}   queries and what they found")
     print(f"  {out / 'model' / 'report.html'}   how well it retrieves, and how it learned")
     print("and try")
-    print(f"  kedge search {out / 'gallery'} {queries[0]}")
+    print(f"  {_program()} search {out / 'gallery'} {queries[0]}")
+
+
+def _program() -> str:
+    """Return what `kedge` is typed as here: `make demo` installs it where a shell does not look."""
+    installed = Path(sys.executable).with_name("kedge")
+    if shutil.which("kedge") or not installed.is_file():
+        return "kedge"
+    return str(installed.relative_to(Path.cwd())) if installed.is_relative_to(Path.cwd()) else str(installed)
 
 
 def _say(text: str) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "encode_split",
     "evaluate",
     "evaluate_dataset",
+    "evaluate_embedded",
     "evaluate_vectors",
     "exhaustive_map",
     "load_for",
@@ -155,11 +156,20 @@ def evaluate_dataset(
     encoder = Encoder(model, runtime=runtime)
     queries, query_labels, _ = encode_split(encoder, dataset.test)
     gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
+    return evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
+
+
+def evaluate_embedded(
+    model: Model,
+    dataset: Dataset,
+    queries: tuple[Vectors, Labels],
+    gallery: tuple[Vectors, Labels],
+    probes: Sequence[Probes] = DEFAULT_PROBES,
+) -> Report:
+    """Measure a model on raw vectors that it gave pictures of a data set, with their labels: (n, d) and (n,)."""
     return evaluate_vectors(
-        queries,
-        query_labels,
-        gallery,
-        gallery_labels,
+        *queries,
+        *gallery,
         model.anchors,
         classes=dataset.classes,
         distance=model.card.distance,

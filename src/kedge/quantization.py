@@ -17,7 +17,7 @@ from kedge.errors import DatasetError, MissingPartError, ModelError
 from kedge.evaluation import encode_split, exhaustive_map, load_for
 from kedge.model import ENCODER, Model
 
-__all__ = ["Quantized", "quantize"]
+__all__ = ["Quantized", "quantize", "write_int8_graph"]
 
 # Pictures that show the graph how large its numbers get, and the most that the cost is measured with.
 CALIBRATED, MOST_QUERIES, MOST_SEARCHED = 256, 2000, 20_000
@@ -51,7 +51,7 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
     stage = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
     shutil.copytree(opened.folder, stage)
     try:
-        _write_graph(opened, dataset.train, stage / ENCODER)
+        write_int8_graph(opened, dataset.train, stage / ENCODER)
         small = Model.load(stage)
         found = (_map(each, dataset, queries) for each in (opened, small))
         cost = Quantized(name, min(len(queries), MOST_QUERIES), *found)
@@ -65,14 +65,15 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
     return Model.load(out), cost
 
 
-def _write_graph(model: Model, split: Split, path: Path) -> None:
+def write_int8_graph(model: Model, split: Split, path: Path) -> None:
+    """Write a model's graph in 8-bit whole numbers, calibrated on pictures of a split."""
     try:
         from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
         from onnxruntime.quantization.calibrate import CalibrationDataReader
     except ImportError as error:
         raise MissingPartError(f"quantization needs {error.name}: pip install 'kedge[train]'") from error
 
-    class Shown(CalibrationDataReader):  # type: ignore[misc]
+    class Shown(CalibrationDataReader):  # type: ignore[misc]  # its base has no types
         def __init__(self) -> None:
             self.parts = _shown(split, model.card.preprocessing.image_size)
 

@@ -114,7 +114,7 @@ def read_list(path: Path) -> list[dict[str, Any]]:
     # An empty text is a value, but an empty path or label is none.
     rows = [row for row in table.to_pylist() if row["path"]]
     for row in rows:
-        row["path"] = str(path.parent / row["path"])
+        row["path"] = row["path"] if is_url(row["path"]) else str(path.parent / row["path"])
         if "label" in row:
             row["label"] = row["label"] or None
     return rows
@@ -197,8 +197,7 @@ def _folder_name(path: Path) -> str | None:
 def _absolute(path: str | Path) -> str:
     if is_url(path):
         return str(path)
-    # Links are left as they are: a picture is labelled by the folder that it is found in.
-    return os.path.abspath(path)  # noqa: PTH100
+    return os.path.abspath(path)  # noqa: PTH100  # resolve() would follow links: labels are the folders they lie in
 
 
 def column_of(name: str, values: Sequence[Any]) -> pa.Array:

@@ -189,7 +189,7 @@ def embedding_map(
 def _in_two_dimensions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
     """Return points (n, 2) by t-SNE; None for fewer than 4."""
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     if len(vectors) < 4:
         return None
