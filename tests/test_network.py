@@ -1,10 +1,14 @@
 """Networks: any backbone gives features of the right shape, and small pictures are not shrunk to nothing."""
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kedge.anchors import unit_length
 from kedge.errors import ConfigError
-from kedge.network import Network, StoredEmbedding, build_backbone
+from kedge.losses.class_anchor_margin import start_anchors
+from kedge.network import Network, StoredEmbedding, build_backbone, sharpened
 
 
 def network(backbone="resnet10-half", image_size=32, dim=8, on_sphere=False):
@@ -63,6 +67,45 @@ def test_stored_features():
     assert torch.allclose(stored.norm(dim=1), torch.ones(2))
     # [e ; 2 f] of two unit vectors has norm sqrt(5): the embedding's part is 1/sqrt(5) of it.
     assert torch.allclose(stored[:, :8].norm(dim=1), torch.full((2,), 5**-0.5), atol=1e-5)
+
+
+def test_sharpening_by_hand():
+    anchors = torch.eye(2)
+    # cos 0.6 and -0.8, squared with their signs: 0.36 and -0.64.
+    found = sharpened(torch.tensor([[0.6, -0.8]]), anchors, 2.0)
+    assert torch.allclose(found, torch.tensor([[0.36, -0.64]]) / (0.36**2 + 0.64**2) ** 0.5)
+    assert torch.allclose(sharpened(torch.tensor([[0.6, -0.8]]), anchors, 1.0), torch.tensor([[0.6, -0.8]]))
+
+
+def test_sharpening_against_a_slow_sum():
+    random = np.random.default_rng(3)
+    embeddings, anchors = (unit_length(random.normal(size=(count, 6)).astype(np.float32)) for count in (4, 9))
+    for embedding, found in zip(embeddings, sharpened(*map(torch.from_numpy, (embeddings, anchors)), 1.5), strict=True):
+        total = np.zeros(6)
+        for anchor in anchors.astype(np.float64):
+            cosine = float(embedding @ anchor)
+            total += np.copysign(abs(cosine) ** 1.5, cosine) * anchor
+        assert np.allclose(found, total / np.linalg.norm(total), atol=1e-6)
+
+
+def test_sharpening_leaves_the_corners_of_a_simplex_and_turns_others_to_the_nearest():
+    anchors = F.normalize(start_anchors(5, 8, 1.0, "simplex"), dim=1)
+    assert torch.allclose(sharpened(anchors, anchors, 1.5), anchors, atol=1e-6)
+    between = F.normalize(anchors[0] * 0.6 + anchors[1] * 0.4, dim=0)[None]
+    nearer = sharpened(between, anchors, 1.5)
+    assert float(nearer @ anchors[0]) > float(between @ anchors[0]) > float(between @ anchors[1])
+
+
+def test_stored_embedding_is_sharpened_and_its_part_of_the_joint_one():
+    net, given = network(dim=8, on_sphere=True), pictures(32)
+    anchors = F.normalize(torch.randn(3, 8), dim=1)
+    expected = sharpened(net(given)[0], anchors, 1.5)
+    assert torch.allclose(StoredEmbedding(net, "embedding", anchors=anchors, sharpening=1.5)(given), expected)
+    joint = StoredEmbedding(net, "joint", anchors=anchors, sharpening=1.5)(given)
+    assert torch.allclose(joint[:, :8] * 5**0.5, expected, atol=1e-5)
+    # A power of 1 is off: anchors that do not span the space would lose what lies beside them.
+    plain = StoredEmbedding(net, "embedding", anchors=anchors, sharpening=1.0)(given)
+    assert torch.equal(plain, net(given)[0])
 
 
 def test_unknown_backbone_names_the_nearest():

@@ -89,8 +89,12 @@ def test_exported_graph_equals_the_network(trained):
     network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
     network.load_state_dict(load_file(trained.folder / "weights.safetensors"))
     pixels = torch.randint(0, 256, (70, 32, 32, 3), dtype=torch.uint8)
+    anchors = torch.from_numpy(trained.anchors.vectors)
+    stored = StoredEmbedding(
+        network.eval(), "embedding", anchors=anchors, sharpening=trained.card.trained["sharpening"]
+    )
     with torch.inference_mode():
-        expected = StoredEmbedding(network.eval(), "embedding")(pixels).numpy()
+        expected = stored(pixels).numpy()
     found = Encoder(trained).encode(pixels.numpy(), raw=True)
     assert np.abs(found - expected).max() < 1e-4
 
@@ -193,6 +197,7 @@ def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained
         ({"backbone": "resnet_18"}, ConfigError, "resnet18"),
         ({"loss": "cam", "anchor_start": "base", "dim": 2}, ConfigError, "dim"),
         ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
+        ({"loss": "cam", "sharpening": 1.5}, ConfigError, "cam-sphere"),
     ]
     for settings, error, said in wrong:
         with pytest.raises(error, match=said):

@@ -71,6 +71,8 @@ class TrainingConfig(BaseModel):
     anchor_start: Literal["auto", "base", "simplex", "random"] | None = None
     learnable_anchors: bool | None = None
     reduction: Literal["sum", "mean"] | None = None
+    sharpening: float | None = Field(None, ge=1, le=8)
+    """Power by which embeddings on the sphere are turned to the anchors near them, after training; 1: not at all."""
     auxiliary: float | None = Field(None, ge=0)
     """Weight of the cross-entropy of a throw-away classifier on the pooled features."""
     label_smoothing: float | None = Field(None, ge=0, lt=1)

@@ -44,6 +44,8 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
         raise ConfigError("--loss none takes the backbone as it is: leave --features and --freeze-backbone out")
     if config.features == "softmax" and not recipe.classifies:
         raise ConfigError(f"--loss {recipe.name} learns no classifier: --features softmax goes with cross-entropy")
+    if (config.sharpening or 1.0) > 1.0 and not recipe.on_sphere:
+        raise ConfigError(f"--loss {recipe.name} has no anchors on a sphere: --sharpening goes with cam-sphere")
     given = config.model_dump(exclude_none=True)
     merged = {**open_settings, **given}
     if merged.get("head") == "none":

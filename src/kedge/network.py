@@ -19,6 +19,7 @@ __all__ = [
     "build_backbone",
     "check_backbone",
     "least_image_size",
+    "sharpened",
 ]
 
 SMALL_BACKBONE = "resnet10-half"
@@ -81,15 +82,28 @@ class StoredEmbedding(nn.Module):
     features="embedding": the head's output; "pooled": the backbone's pooled features; "joint": the unit vector of
     [e ; 2 f], e the unit embedding and f the unit centred pooled features, for collections whose classes change;
     "softmax": the probabilities that `classifier`, a linear layer on the embedding, gives the classes.
+
+    With `anchors` (t, d) of unit length, embeddings on the sphere are `sharpened` by the power `sharpening`.
     """
 
-    def __init__(self, network: Network, features: Features, classifier: nn.Linear | None = None) -> None:
+    anchors: Tensor | None
+
+    def __init__(
+        self,
+        network: Network,
+        features: Features,
+        classifier: nn.Linear | None = None,
+        anchors: Tensor | None = None,
+        sharpening: float = 1.0,
+    ) -> None:
         super().__init__()
         if (features == "softmax") != (classifier is not None):
             raise ValueError("a classifier is needed for softmax features, and for no others")
         self.network = network
         self.features = features
         self.classifier = classifier
+        self.sharpening = sharpening
+        self.register_buffer("anchors", anchors if sharpening > 1.0 else None)
         self.dim = {
             "embedding": network.dim,
             "pooled": network.feature_dim,
@@ -104,10 +118,24 @@ class StoredEmbedding(nn.Module):
             return pooled
         if self.classifier is not None:
             return self.classifier(embeddings).softmax(dim=1)
+        if self.anchors is not None:
+            embeddings = sharpened(embeddings, self.anchors, self.sharpening)
         if self.features == "joint":
             centred = F.normalize(pooled - self.network.feature_mean, dim=1)
             return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
         return embeddings
+
+
+def sharpened(embeddings: Tensor, anchors: Tensor, power: float) -> Tensor:
+    """Return the unit vectors along sum_j sign(cos_j) |cos_j|^power a_j, shape (n, d), cos_j = e . a_j.
+
+    embeddings (n, d) and anchors (t, d) are unit vectors. The squared distance to the own anchor is least, over all
+    pictures that look alike, at the mean of the anchors weighted by how probable their classes are. By cosine, such a
+    picture lies nearest to pictures of the same mixture, and further from sure pictures of its most probable class,
+    which are likelier to be relevant. A power above 1 turns it to that class's anchor.
+    """
+    cosines = F.linear(embeddings, anchors)
+    return F.normalize((cosines.sign() * cosines.abs() ** power) @ anchors, dim=1)
 
 
 class _HalfResNet10(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
@@ -84,7 +85,10 @@ def train(
     stage = partial / "model"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
-    stored = StoredEmbedding(network, resolved.features, _classifier(loss, resolved)).to(_device()).eval()
+    stored = StoredEmbedding(
+        network, resolved.features, _classifier(loss, resolved), _sharpening_anchors(loss), resolved.sharpening or 1.0
+    )
+    stored.to(_device()).eval()
     if resolved.features == "joint":
         network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
     encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
@@ -145,6 +149,13 @@ def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch
     if loss is None or settings.features != "softmax":
         return None
     return next(module for module in loss.modules() if isinstance(module, torch.nn.Linear))
+
+
+def _sharpening_anchors(loss: torch.nn.Module | None) -> Tensor | None:
+    """Return the anchors on the unit sphere of a loss that has them there."""
+    if not isinstance(loss, ClassAnchorMargin) or not loss.sphere:
+        return None
+    return F.normalize(loss.anchors.detach(), dim=1)
 
 
 def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> None:
