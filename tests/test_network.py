@@ -96,16 +96,18 @@ def test_sharpening_leaves_the_corners_of_a_simplex_and_turns_others_to_the_near
     assert float(nearer @ anchors[0]) > float(between @ anchors[0]) > float(between @ anchors[1])
 
 
-def test_stored_embedding_is_sharpened_and_its_part_of_the_joint_one():
+@pytest.mark.parametrize("features", ["embedding", "joint"])
+def test_stored_embedding_is_sharpened_and_its_part_of_the_joint_one(features):
     net, given = network(dim=8, on_sphere=True), pictures(32)
     anchors = F.normalize(torch.randn(3, 8), dim=1)
-    expected = sharpened(net(given)[0], anchors, 1.5)
-    assert torch.allclose(StoredEmbedding(net, "embedding", anchors=anchors, sharpening=1.5)(given), expected)
-    joint = StoredEmbedding(net, "joint", anchors=anchors, sharpening=1.5)(given)
-    assert torch.allclose(joint[:, :8] * 5**0.5, expected, atol=1e-5)
-    # A power of 1 is off: anchors that do not span the space would lose what lies beside them.
-    plain = StoredEmbedding(net, "embedding", anchors=anchors, sharpening=1.0)(given)
-    assert torch.equal(plain, net(given)[0])
+    stored = StoredEmbedding(net, features, anchors=anchors)
+    plain = stored(given)
+    assert torch.equal(plain, StoredEmbedding(net, features)(given))
+    stored.sharpening = 1.5
+    expected = sharpened(net(given)[0], anchors, 1.5) / (5**0.5 if features == "joint" else 1.0)
+    assert torch.allclose(stored(given)[:, :8], expected, atol=1e-5)
+    assert torch.allclose(stored(given)[:, 8:], plain[:, 8:])
+    assert torch.allclose(stored(given), stored.sharpen(plain, 1.5))
 
 
 def test_unknown_backbone_names_the_nearest():

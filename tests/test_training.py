@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 import kedge
 from kedge.config import TrainingConfig
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DivergedError, InputError, ModelError
 from kedge.losses import LOSSES, ClassAnchorMargin
-from kedge.network import Network, StoredEmbedding
+from kedge.network import Network, StoredEmbedding, sharpened
+from kedge.training import POWERS
 from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit
 from tests.pictures import draw_classes
 
@@ -90,13 +92,39 @@ def test_exported_graph_equals_the_network(trained):
     network.load_state_dict(load_file(trained.folder / "weights.safetensors"))
     pixels = torch.randint(0, 256, (70, 32, 32, 3), dtype=torch.uint8)
     anchors = torch.from_numpy(trained.anchors.vectors)
-    stored = StoredEmbedding(
-        network.eval(), "embedding", anchors=anchors, sharpening=trained.card.trained["sharpening"]
-    )
+    stored = StoredEmbedding(network.eval(), "embedding", anchors=anchors)
+    stored.sharpening = trained.card.trained["sharpening"]
     with torch.inference_mode():
         expected = stored(pixels).numpy()
     found = Encoder(trained).encode(pixels.numpy(), raw=True)
     assert np.abs(found - expected).max() < 1e-4
+
+
+def test_sharpening_is_chosen_by_validation_pictures(trained, photos, tmp_path):
+    """Every power's mAP and R@1, worked out by scikit-learn from what the unsharpened model stores."""
+    plain = kedge.train(photos, tmp_path / "plain", sharpening=1.0, **FAST)
+    dataset = kedge.load_dataset(photos, membership=plain.splits())
+    assert plain.card.trained["sharpening"] == 1.0
+    encoder, anchors = Encoder(plain), torch.from_numpy(plain.anchors.vectors)
+    vectors = [
+        torch.from_numpy(encoder.encode(split.decode(32).pixels, raw=True))
+        for split in (dataset.validation, dataset.train)
+    ]
+    reached = {}
+    for power in POWERS:
+        asked, among = (sharpened(part, anchors, power) if power > 1 else part for part in vectors)
+        cosines, total = (asked @ among.T).numpy(), 0.0
+        for row, label in zip(cosines, dataset.validation.labels, strict=True):
+            relevant = dataset.train.labels == label
+            total += average_precision_score(relevant, row) + relevant[row.argmax()]
+        reached[power] = total / len(cosines)
+    chosen = trained.card.trained["sharpening"]
+    assert reached[chosen] == pytest.approx(max(reached.values()), abs=1e-3)
+
+
+def test_without_validation_pictures_the_usual_sharpening_is_taken(photos, tmp_path):
+    model = kedge.train(photos, tmp_path / "model", validation_share=0.0, **FAST)
+    assert model.card.trained["sharpening"] == 1.5
 
 
 @pytest.mark.parametrize("loss", ["adaface", "cam", "cross-entropy", "none", "proxy-anchor", "triplet"])

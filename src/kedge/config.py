@@ -72,7 +72,8 @@ class TrainingConfig(BaseModel):
     learnable_anchors: bool | None = None
     reduction: Literal["sum", "mean"] | None = None
     sharpening: float | None = Field(None, ge=1, le=8)
-    """Power by which embeddings on the sphere are turned to the anchors near them, after training; 1: not at all."""
+    """Power by which embeddings on the sphere are turned to the anchors near them, after training; 1: not at all; None:
+    of 1, 1.25, 1.5, 2 and 3 the one with the highest sum of mAP and R@1 on validation pictures."""
     auxiliary: float | None = Field(None, ge=0)
     """Weight of the cross-entropy of a throw-away classifier on the pooled features."""
     label_smoothing: float | None = Field(None, ge=0, lt=1)

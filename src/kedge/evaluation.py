@@ -29,7 +29,7 @@ __all__ = [
     "evaluate_dataset",
     "evaluate_embedded",
     "evaluate_vectors",
-    "exhaustive_map",
+    "exhaustive_scores",
     "load_for",
 ]
 
@@ -240,16 +240,17 @@ def evaluate_vectors(
     )
 
 
-def exhaustive_map(
+def exhaustive_scores(
     queries: Vectors, query_labels: Labels, gallery: Vectors, gallery_labels: Labels, distance: Distance
-) -> float:
-    """Return the mAP of exhaustive search alone."""
+) -> tuple[float, float]:
+    """Return the mAP and R@1 of exhaustive search alone."""
     scale = unit_length if distance == "cosine" else np.asarray
     setting = _Setting(scale(queries), query_labels, scale(gallery), gallery_labels, leave_one_out=False)
-    values = np.concatenate(
-        [average_precision(relevance, relevant) for _, relevance, relevant, _ in _ranked_blocks(setting)]
-    )
-    return _mean(values)
+    precisions, firsts = [], []
+    for _, relevance, relevant, _ in _ranked_blocks(setting):
+        precisions.append(average_precision(relevance, relevant))
+        firsts.append(np.where(relevant > 0, hit_at(relevance, 1), np.nan))
+    return _mean(np.concatenate(precisions)), _mean(np.concatenate(firsts))
 
 
 @dataclass(frozen=True, eq=False)

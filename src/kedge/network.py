@@ -83,7 +83,7 @@ class StoredEmbedding(nn.Module):
     [e ; 2 f], e the unit embedding and f the unit centred pooled features, for collections whose classes change;
     "softmax": the probabilities that `classifier`, a linear layer on the embedding, gives the classes.
 
-    With `anchors` (t, d) of unit length, embeddings on the sphere are `sharpened` by the power `sharpening`.
+    With `anchors` (t, d) of unit length, an embedding on the sphere is `sharpened` by the power `sharpening`.
     """
 
     anchors: Tensor | None
@@ -94,7 +94,6 @@ class StoredEmbedding(nn.Module):
         features: Features,
         classifier: nn.Linear | None = None,
         anchors: Tensor | None = None,
-        sharpening: float = 1.0,
     ) -> None:
         super().__init__()
         if (features == "softmax") != (classifier is not None):
@@ -102,8 +101,8 @@ class StoredEmbedding(nn.Module):
         self.network = network
         self.features = features
         self.classifier = classifier
-        self.sharpening = sharpening
-        self.register_buffer("anchors", anchors if sharpening > 1.0 else None)
+        self.sharpening = 1.0
+        self.register_buffer("anchors", anchors)
         self.dim = {
             "embedding": network.dim,
             "pooled": network.feature_dim,
@@ -118,12 +117,20 @@ class StoredEmbedding(nn.Module):
             return pooled
         if self.classifier is not None:
             return self.classifier(embeddings).softmax(dim=1)
-        if self.anchors is not None:
-            embeddings = sharpened(embeddings, self.anchors, self.sharpening)
         if self.features == "joint":
             centred = F.normalize(pooled - self.network.feature_mean, dim=1)
-            return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
-        return embeddings
+            embeddings = F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
+        return self.sharpen(embeddings, self.sharpening)
+
+    def sharpen(self, stored: Tensor, power: float) -> Tensor:
+        """Return stored vectors that are not yet sharpened as they are with that power; of joint ones, their part."""
+        if self.anchors is None or power == 1.0:
+            return stored
+        if self.features == "embedding":
+            return sharpened(stored, self.anchors, power)
+        # Joint vectors hold the unit embedding divided by the length of [e ; 2 f].
+        embeddings, beside = stored[:, : self.network.dim] * 5**0.5, stored[:, self.network.dim :]
+        return torch.cat([sharpened(embeddings, self.anchors, power) / 5**0.5, beside], dim=1)
 
 
 def sharpened(embeddings: Tensor, anchors: Tensor, power: float) -> Tensor:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kedge.datasets import Dataset, Split
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, MissingPartError, ModelError
-from kedge.evaluation import encode_split, exhaustive_map, load_for
+from kedge.evaluation import encode_split, exhaustive_scores, load_for
 from kedge.model import ENCODER, Model
 
 __all__ = ["Quantized", "quantize", "write_int8_graph"]
@@ -107,7 +107,7 @@ def _map(model: Model, dataset: Dataset, queries: Split) -> float:
     encoder = Encoder(model)
     asked, labels, _ = encode_split(encoder, _spread(queries, MOST_QUERIES))
     gallery, gallery_labels, _ = encode_split(encoder, _spread(dataset.train, MOST_SEARCHED))
-    return round(exhaustive_map(asked, labels, gallery, gallery_labels, model.card.distance), 4)
+    return round(exhaustive_scores(asked, labels, gallery, gallery_labels, model.card.distance)[0], 4)
 
 
 def _spread(split: Split, most: int) -> Split:
