@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.anchors import Anchors, nearest_anchors, squared_distances, unit_length
+from kedge.anchors import Anchors, expand_queries, nearest_anchors, squared_distances, unit_length
 from kedge.errors import InputError, ModelError
 
 
@@ -39,6 +39,22 @@ def test_distances_far_from_the_origin_keep_close_neighbours_apart():
 
 def test_zero_vector_stays_zero():
     assert unit_length(np.zeros((1, 3), dtype=np.float32)).tolist() == [[0, 0, 0]]
+
+
+def test_expansion_by_hand():
+    # Cosines 0.6 and -0.8 with the two anchors; their cubes weigh them.
+    found = expand_queries(np.array([[0.6, 0.0, -0.8]]), np.eye(3)[[0, 2]])
+    assert np.allclose(found, np.array([[0.216, 0.0, -0.512]]) / np.hypot(0.216, 0.512))
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 5), anchors=st.integers(1, 9), dim=st.integers(1, 5), seed=st.integers(0, 99))
+def test_expansion_equals_a_slow_loop(count, anchors, dim, seed):
+    random = np.random.default_rng(seed)
+    queries, points = (unit_length(random.normal(size=(size, dim))) for size in (count, anchors))
+    for query, found in zip(queries.astype(float), expand_queries(queries, points), strict=True):
+        total = sum((query @ point) ** 3 * point for point in points.astype(float))
+        assert np.allclose(found, total / np.linalg.norm(total), atol=1e-5)
 
 
 def test_saved_and_loaded(tmp_path):

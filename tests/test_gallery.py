@@ -20,8 +20,8 @@ from PIL import Image
 
 import kedge
 from kedge import intake
-from kedge.anchors import unit_length
-from kedge.errors import GalleryError, InputError, PictureError
+from kedge.anchors import expand_queries, unit_length
+from kedge.errors import GalleryError, InputError, ModelError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
 from kedge.gallery import Gallery
 from tests.models import colour_of, embed, make_model, projection
@@ -536,6 +536,24 @@ def test_hits_beyond_the_largest_distance_are_left_out(gallery):
     for wrong in (-1, float("nan")):
         with pytest.raises(InputError, match="largest distance"):
             gallery.search_vectors(vectors[:1], 3, max_distance=wrong)
+
+
+def test_an_expanded_query_is_searched_in_its_place(tmp_path, gallery):
+    rows = unit_vectors(200, seed=2)
+    with pytest.raises(ModelError, match="cam-sphere"):
+        gallery.search_vectors(rows[:3], expand=True)
+    model = make_model(tmp_path / "model")
+    trained = {"loss": "cam-sphere", "features": "embedding", "sharpening": 1.5}
+    model.write_card(model.card.model_copy(update={"trained": trained}))
+    with kedge.Gallery.create(tmp_path / "sphere", kedge.Model.load(model.folder)) as sphere:
+        sphere.add_vectors(rows)
+        expanded = expand_queries(rows[:3], sphere.model.search_anchors.vectors)
+        found = sphere.search_vectors(rows[:3], 9, "exact", expand=True)
+        expected = sphere.search_vectors(expanded, 9, "exact")
+    for one, other in zip(found, expected, strict=True):
+        assert [hit.id for hit in one.hits] == [hit.id for hit in other.hits]
+        assert [hit.distance for hit in one.hits] == pytest.approx([hit.distance for hit in other.hits])
+        assert one.hits[0].distance > 0.01  # no longer itself
 
 
 def test_half_precision_finds_the_same_pictures(gallery):

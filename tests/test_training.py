@@ -122,6 +122,21 @@ def test_sharpening_is_chosen_by_validation_pictures(trained, photos, tmp_path):
     assert reached[chosen] == pytest.approx(max(reached.values()), abs=1e-3)
 
 
+def test_expanded_queries_are_evaluated(trained, photos):
+    dataset = kedge.load_dataset(photos, membership=trained.splits())
+    encoder, anchors = Encoder(trained), trained.anchors.vectors.astype(np.float64)
+    queries, gallery = (encoder.encode(split.decode(32).pixels) for split in (dataset.test, dataset.gallery))
+    expanded = (queries @ anchors.T) ** 3 @ anchors
+    cosines = expanded / np.linalg.norm(expanded, axis=1, keepdims=True) @ gallery.T
+    expected = [
+        average_precision_score(dataset.gallery.labels == label, row)
+        for label, row in zip(dataset.test.labels, cosines, strict=True)
+    ]
+    report = kedge.evaluate(trained, photos, expand=True)
+    assert report.to_json()["expanded"] is True
+    assert report.figures("exhaustive", "cosine").map == pytest.approx(np.mean(expected), abs=1e-4)
+
+
 def test_without_validation_pictures_the_usual_sharpening_is_taken(photos, tmp_path):
     model = kedge.train(photos, tmp_path / "model", validation_share=0.0, **FAST)
     assert model.card.trained["sharpening"] == 1.5

@@ -47,6 +47,8 @@ TRAINING_PARTS = (
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 
+Expand = Annotated[bool, typer.Option("--expand", help="Turn queries to the anchors of the classes they look like.")]
+
 Runtime = Annotated[str, typer.Option(help="What runs the model: auto (the fastest here), onnxruntime or openvino.")]
 
 
@@ -240,13 +242,15 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     data: Annotated[str, typer.Argument(help="A data set's name, folder or list.")],
     probes: Annotated[str, typer.Option(help="Numbers of anchors to probe, and `exact`.")] = "1,2,5,exact",
+    expand: Expand = False,
     runtime: Runtime = "auto",
     json_: Json = False,
 ) -> None:
     """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery."""
     from kedge.page import evaluate_to_page
 
-    report = evaluate_to_page(model, data, probes=_probes_list(probes), runtime=cast("RuntimeName", runtime))
+    running = cast("RuntimeName", runtime)
+    report = evaluate_to_page(model, data, probes=_probes_list(probes), expand=expand, runtime=running)
     if json_:
         print(json.dumps(report.to_json()))
         return
@@ -359,6 +363,7 @@ def search(
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Find what exhaustive search would find.")] = False,
     order: Annotated[str, typer.Option(help="distance, or bucket: the nearest anchor's pictures first.")] = "distance",
+    expand: Expand = False,
     where: Annotated[str | None, typer.Option(help="An SQL condition on the hits.")] = None,
     max_distance: Annotated[float | None, typer.Option(help="Leave out hits farther than this.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Hold vectors in half precision: half the memory.")] = False,
@@ -375,7 +380,7 @@ def search(
     with kedge.Gallery.open(gallery, half=half, on_disk=on_disk, cache=cache, runtime=running) as opened:
         chosen: int | Literal["exact"] = "exact" if exact else 1 if probes is None else probes
         results = opened.search_many(
-            pictures, k, chosen, order=cast("Order", order), where=where, max_distance=max_distance
+            pictures, k, chosen, order=cast("Order", order), expand=expand, where=where, max_distance=max_distance
         )
         if html:
             _write_contact_sheet(opened, pictures, results, html)

@@ -5,7 +5,7 @@ The definitions of all figures stand in docs/method.md.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +82,8 @@ class Report:
     queries_without_relevant: int
     precision_recall: tuple[float, ...]
     """Interpolated precision, exhaustive, at recall 0, 0.01, ..., 1."""
+    expanded: bool = False
+    """Whether the queries were turned to the anchors of the classes they look like."""
 
     def figures(
         self, mode: str, distance: str, filed_by: str | None = None, probes: Probes | None = None
@@ -110,6 +112,7 @@ class Report:
             "classes": self.classes,
             "dim": self.dim,
             "distance": self.distance,
+            "expanded": self.expanded,
             "queries_without_relevant": self.queries_without_relevant,
             "search": [vars(row) for row in self.search],
             "per_class": self.per_class,
@@ -122,14 +125,15 @@ def evaluate(
     data: str | Path,
     *,
     probes: Sequence[Probes] = DEFAULT_PROBES,
+    expand: bool = False,
     runtime: Runtime = "auto",
 ) -> Report:
     """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery.
 
-    Pictures that the model was trained on are never queries, wherever they lie now.
+    Pictures that the model was trained on are never queries, wherever they lie now. expand: see `Model.expand`.
     """
     opened = model if isinstance(model, Model) else Model.load(model)
-    return evaluate_dataset(opened, load_for(opened, data), probes=probes, runtime=runtime)
+    return evaluate_dataset(opened, load_for(opened, data), probes=probes, expand=expand, runtime=runtime)
 
 
 def load_for(model: Model, data: str | Path) -> Dataset:
@@ -145,7 +149,12 @@ def load_for(model: Model, data: str | Path) -> Dataset:
 
 
 def evaluate_dataset(
-    model: Model, dataset: Dataset, *, probes: Sequence[Probes] = DEFAULT_PROBES, runtime: Runtime = "auto"
+    model: Model,
+    dataset: Dataset,
+    *,
+    probes: Sequence[Probes] = DEFAULT_PROBES,
+    expand: bool = False,
+    runtime: Runtime = "auto",
 ) -> Report:
     """Measure a model on a data set that is loaded already; see `evaluate`."""
     _check_probes(probes)
@@ -155,8 +164,11 @@ def evaluate_dataset(
         )
     encoder = Encoder(model, runtime=runtime)
     queries, query_labels, _ = encode_split(encoder, dataset.test)
+    if expand:
+        queries = model.expand(queries)
     gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
-    return evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
+    report = evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
+    return replace(report, expanded=expand)
 
 
 def evaluate_embedded(

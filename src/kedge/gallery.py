@@ -325,16 +325,20 @@ class Gallery:
         probes: Probes = 1,
         *,
         order: Order = "distance",
+        expand: bool = False,
         where: str | None = None,
         max_distance: float | None = None,
     ) -> SearchResult:
         """Return the k pictures nearest to a picture, best first.
 
         The pictures filed under the `probes` nearest anchors are compared with it, and those under the next anchors
-        until there are k; "exact" finds the k nearest of all. `where` is an SQL filter such as "label = 'cat'". Hits
-        farther than `max_distance` are left out.
+        until there are k; "exact" finds the k nearest of all. `expand` turns the query to the anchors of the classes it
+        looks like: more hits of its class, and distances from there. `where` is an SQL filter such as "label = 'cat'".
+        Hits farther than `max_distance` are left out.
         """
-        return self.search_many([picture], k, probes, order=order, where=where, max_distance=max_distance)[0]
+        return self.search_many(
+            [picture], k, probes, order=order, expand=expand, where=where, max_distance=max_distance
+        )[0]
 
     def search_many(
         self,
@@ -343,6 +347,7 @@ class Gallery:
         probes: Probes = 1,
         *,
         order: Order = "distance",
+        expand: bool = False,
         where: str | None = None,
         max_distance: float | None = None,
     ) -> list[SearchResult]:
@@ -351,7 +356,9 @@ class Gallery:
         read = [read_query(picture, self.encoder.image_size) for picture in pictures]
         queries = self.encoder.encode_pictures([image for _, image in read])
         names = [name or f"picture {row + 1}" for row, (name, _) in enumerate(read)]
-        return self.search_vectors(queries, k, probes, order=order, where=where, max_distance=max_distance, names=names)
+        return self.search_vectors(
+            queries, k, probes, order=order, expand=expand, where=where, max_distance=max_distance, names=names
+        )
 
     def search_vectors(
         self,
@@ -360,6 +367,7 @@ class Gallery:
         probes: Probes = 1,
         *,
         order: Order = "distance",
+        expand: bool = False,
         where: str | None = None,
         max_distance: float | None = None,
         names: Sequence[str] | None = None,
@@ -369,6 +377,8 @@ class Gallery:
         vectors = check_vectors(queries, self.model)
         names = names or [f"vector {row + 1}" for row in range(len(vectors))]
         doubts = self._doubts(vectors)
+        if expand:
+            vectors = self.model.expand(vectors)
         if self._on_disk:
             total, found = self._search_on_disk(vectors, k, probes, order, where)
         else:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 from uuid import uuid4
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kedge.anchors import Anchors
+from kedge.anchors import Anchors, expand_queries
 from kedge.calibration import Calibration
 from kedge.errors import ModelError
 from kedge.runtime import Precision, describe_runtime
@@ -128,6 +130,19 @@ class Model:
     def search_anchors(self) -> Anchors:
         """The anchors as pictures are filed under them: unit length when the model's distance is cosine."""
         return self.anchors.unit() if self.card.distance == "cosine" else self.anchors
+
+    def expand(self, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return queries, (n, d) as they are searched with, turned to the anchors of the classes they look like.
+
+        A search then ranks by class more than by likeness (docs/method.md). Raises ModelError for a model whose loss
+        learned no anchors on a sphere: means of other embeddings lead astray.
+        """
+        if "sharpening" not in self.card.trained or self.card.trained.get("features") != "embedding":
+            loss = self.card.trained.get("loss", "unknown")
+            raise ModelError(
+                f"queries are expanded by anchors that cam-sphere has learned; this model's loss is {loss}"
+            )
+        return expand_queries(queries, self.search_anchors.vectors)
 
     @property
     def calibration(self) -> Calibration | None:

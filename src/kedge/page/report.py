@@ -64,12 +64,17 @@ def gather_material(model: Model, dataset: Dataset) -> ReportMaterial:
 
 
 def evaluate_to_page(
-    model: str | Path, data: str | Path, *, probes: Sequence[Probes] = DEFAULT_PROBES, runtime: Runtime = "auto"
+    model: str | Path,
+    data: str | Path,
+    *,
+    probes: Sequence[Probes] = DEFAULT_PROBES,
+    expand: bool = False,
+    runtime: Runtime = "auto",
 ) -> Report:
     """Measure a model as `kedge.evaluate` does, and write the page into the model folder."""
     opened = Model.load(model)
     dataset = load_for(opened, data)
-    report = evaluate_dataset(opened, dataset, probes=probes, runtime=runtime)
+    report = evaluate_dataset(opened, dataset, probes=probes, expand=expand, runtime=runtime)
     _write(opened.folder / REPORT, report_page(opened, report, gather_material(opened, dataset)))
     return report
 
@@ -112,12 +117,13 @@ def _headline(report: Report) -> str:
 def _protocol(report: Report) -> str:
     lonely = report.queries_without_relevant
     left_out = f" {lonely} queries have no relevant picture and are left out of the means." if lonely else ""
+    expanded = " Queries are expanded: turned to the anchors of the classes they look like." if report.expanded else ""
     distance = "Euclidean distance (L2)" if report.distance == "l2" else "cosine"
     return (
         f"<p>{report.queries:,} test pictures, never trained on, searched among {report.gallery:,} training pictures "
         f"of {report.classes:,} classes. A picture counts as right when it has the query's class. Vectors have "
         f"{report.dim} dimensions; the figures above rank all pictures by {distance}, the model's own "
-        f"distance.{left_out}</p>"
+        f"distance.{expanded}{left_out}</p>"
     )
 
 
