@@ -30,11 +30,13 @@ from PIL import Image
 
 import kedge
 
+# VmHWM is this program's own peak; getrusage's begins with that of the process which started it.
 CHILD = """
-import resource, sys, kedge
+import sys, kedge
 with kedge.Gallery.open(sys.argv[1]) as gallery:
     report = gallery.add(sys.argv[2])
-print(report.added, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(report.added, int(peak.split()[1]) / 1024)
 """
 
 
@@ -65,6 +67,15 @@ def photographs(folder, count, side=512, seed=0):
             folder / f"{number:06}.jpg", quality=90
         )
     return folder
+
+
+def small_pictures(folder, count):
+    """Write `count` different pictures of 16 x 16 pixels, a thousand to a folder."""
+    random = np.random.default_rng(count)
+    for number in range(count):
+        place = folder / f"{number // 1000:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{number}.png")
 
 
 def make_model(folder, backbone, size):
@@ -171,12 +182,7 @@ def measure_add(options, folder):
 def measure_known(options, folder):
     """Small pictures, so that the first add takes minutes and not hours; the second reads none of them."""
     _, model = make_model(folder / "model", "resnet10-half", 32)
-    random = np.random.default_rng(0)
-    for part in range(100):
-        place = folder / "known" / f"{part:02}"
-        place.mkdir(parents=True)
-        for number in range(options.known // 100):
-            Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{number}.png")
+    small_pictures(folder / "known", options.known)
     with kedge.Gallery.create(folder / "gallery", model) as gallery:
         started = time.perf_counter()
         gallery.add(folder / "known")
@@ -189,13 +195,14 @@ def measure_known(options, folder):
     print(f"| {options.known:,} | {first:.0f} | {again:.1f} | {report.unchanged:,} |\n", flush=True)
 
 
-def measure_memory(_, folder):
-    _, model = make_model(folder / "model", "resnet10-half", 64)
-    print("| pictures of 512 px | peak memory of `add`, MiB |\n|---|---|")
-    for count in (1, 1000, 4000):
-        photos = photographs(folder / f"photos-{count}", count, seed=count)
+def measure_memory(options, folder):
+    """Small pictures, as above: what grows with their number does so whatever their size."""
+    _, model = make_model(folder / "model", "resnet10-half", 32)
+    print("| pictures | peak memory of `add`, MiB |\n|---|---|")
+    for count in (1, 1000, 10_000, options.known):
+        small_pictures(folder / f"pictures-{count}", count)
         kedge.Gallery.create(folder / f"gallery-{count}", model).close()
-        command = [sys.executable, "-c", CHILD, str(folder / f"gallery-{count}"), str(photos)]
+        command = [sys.executable, "-c", CHILD, str(folder / f"gallery-{count}"), str(folder / f"pictures-{count}")]
         added, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         print(f"| {int(added):,} | {float(peak):.0f} |", flush=True)
     print()

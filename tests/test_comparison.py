@@ -136,7 +136,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
 def test_a_killed_comparison_leaves_nothing_running_and_goes_on(photos, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "kedge", "compare", "--data", str(photos), "--out", str(out), "--json"]
-    command += ["--loss", "cam", "--loss", "supcon", "--seed", "0"]
+    command += ["--loss", "cam, supcon", "--seed", "0"]
     for name, value in SETTINGS.items():
         command += ["--setting", f"{name}={value}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -164,7 +164,7 @@ def compare(
     loss: Annotated[list[str] | None, typer.Option(help="A loss that `kedge losses` lists, or a variant.")] = None,
     backbone: Annotated[list[str] | None, typer.Option(help="A backbone, or auto: as the pictures ask for.")] = None,
     shots: Annotated[list[str] | None, typer.Option(help="Pictures a class to train on, or full.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; default 0, 1 and 2.")] = None,
+    seed: Annotated[list[str] | None, typer.Option(help="A seed; default 0, 1 and 2.")] = None,
     unseen_classes: Annotated[
         int | None, typer.Option(help="Leave the last N classes out of training, and measure them apart.")
     ] = None,
@@ -180,18 +180,20 @@ def compare(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Train and measure losses side by side; options may be given several times. Goes on where it was stopped."""
+    """Train and measure losses side by side; lists are separated by commas. Goes on where it was stopped."""
     from kedge.grid import Grid
     from kedge.progress import comparison_progress
 
     flags: dict[str, Any] = {
         "datasets": data,
-        "losses": loss,
-        "backbones": backbone,
-        "seeds": seed,
+        "losses": _comma_list(loss),
+        "backbones": _comma_list(backbone),
+        "seeds": _comma_list(seed),
+        "shots": _comma_list(shots),
         "unseen_classes": unseen_classes,
     }
-    flags["shots"] = [int(count) if count.isdigit() else count for count in shots] if shots else None
+    if grid and not grid.exists():
+        raise InputError(f"no grid file at {grid}: give a TOML file; lists go by commas, such as --loss cam,center")
     values = Grid.read(grid) if grid else {}
     values |= {name: value for name, value in flags.items() if value is not None}
     if setting:
@@ -541,6 +543,12 @@ def _probes_list(text: str) -> tuple[int | Literal["exact"], ...]:
     if not all(part == "exact" or (part.isdigit() and int(part) > 0) for part in parts):
         raise InputError(f"--probes takes numbers from 1 and 'exact', separated by commas, not '{text}'")
     return tuple("exact" if part == "exact" else int(part) for part in parts)
+
+
+def _comma_list(given: list[str] | None) -> list[int | str] | None:
+    """Return the parts of lists separated by commas; whole numbers as such, None for nothing given."""
+    parts = [part.strip() for text in given or () for part in text.split(",") if part.strip()]
+    return [int(part) if part.isdigit() else part for part in parts] or None
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
