@@ -2,17 +2,18 @@
 
     python benchmarks/faults.py --kills 200
 
-A writer adds vectors and pictures, removes, compacts and restores older versions, and keeps a journal: it notes each
-operation before it begins and after it was acknowledged. It is killed at a random instant. The next writer first
-compares the gallery with the journal: all that was acknowledged must be there, each row as it was given, and an
-operation that was under way is wholly done or not at all. `Gallery.check` must find nothing. Exit code 1 if anything
-is amiss.
+A writer adds vectors and pictures, removes, compacts, restores older versions, and goes over to another model's anchors
+and back (reindex). It keeps a journal: each operation is noted before it begins and after it was acknowledged. It is
+killed at a random instant. The next writer first compares the gallery with the journal: all that was acknowledged must
+be there, each row as it was given and filed under its nearest anchor, and an operation that was under way is wholly done
+or not at all. `Gallery.check` must find nothing. Exit code 1 if anything is amiss.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 DIM, CLASSES = 16, ("red", "green", "blue")
+OPERATIONS = ("vectors", "photos", "remove", "compact", "restore", "reindex")
 
 
 def parse():
@@ -82,6 +84,8 @@ def settle(gallery, journal, photos):
             assert abs(np.linalg.norm(row["embedding"]) - 1) < 1e-5
         else:
             assert np.array_equal(np.asarray(row["embedding"], dtype=np.float32), vector_of(row["id"])), "a row changed"
+    nearest = gallery.model.search_anchors.nearest(np.array([row["embedding"] for row in rows]).reshape(-1, DIM))
+    assert [row["anchor"] for row in rows] == [gallery.model.card.classes[anchor] for anchor in nearest], "misfiled"
     damage = gallery.check()
     assert damage == [], damage
     assert {row["id"] for row in rows} == {
@@ -105,7 +109,7 @@ def work(folder):
         while True:
             now, _, _ = journal.states()
             states[gallery._table.version] = sorted(now)
-            operation = draw.choice(["vectors", "vectors", "photos", "photos", "remove", "compact", "restore"])
+            operation = draw.choice([*OPERATIONS, "vectors", "photos"])
             if operation == "vectors":
                 new = [f"{draw.getrandbits(64):016x}" for _ in range(draw.choice([1, 30, 3000]))]
                 journal.write(begin=operation, ids=sorted({*now, *new}))
@@ -121,6 +125,11 @@ def work(folder):
             elif operation == "compact":
                 journal.write(begin=operation, ids=sorted(now))
                 gallery.compact()
+                states.clear()
+            elif operation == "reindex":
+                journal.write(begin=operation, ids=sorted(now))
+                models = [kedge.Model.load(folder / name) for name in ("model", "other")]
+                gallery.reindex(next(model for model in models if model.fingerprint != gallery.model.fingerprint))
                 states.clear()
             else:
                 version = draw.choice(sorted(states))
@@ -152,6 +161,9 @@ def main():
             for number, path in enumerate(sorted((folder / f"drawn{group}").rglob("*.png"))):
                 path.rename(folder / "photos" / str(group) / f"{number}.png")
         model = make_model(folder / "model", classes=CLASSES, dim=DIM)
+        shutil.copytree(model.folder, folder / "other")
+        other = kedge.Anchors(model.anchors.names, np.roll(model.anchors.vectors, 1, axis=1))
+        other.save(folder / "other" / "anchors.safetensors")
         kedge.Gallery.create(folder / "gallery", model).close()
         for _ in range(options.kills):
             writer = subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -169,7 +181,7 @@ def main():
         settled = [line for line in lines if "settled" in line and line["operation"]]
         print("| operation | acknowledged | killed under way | of these done | not done |")
         print("|---|---|---|---|---|")
-        for operation in ("vectors", "photos", "remove", "compact", "restore"):
+        for operation in OPERATIONS:
             cut = [line["settled"] for line in settled if line["operation"] == operation]
             done = sum(line.get("done") == operation for line in lines)
             print(f"| {operation} | {done} | {len(cut)} | {cut.count('after')} | {cut.count('before')} |")
