@@ -5,8 +5,8 @@
 A writer adds vectors and pictures, removes, compacts, restores older versions, and goes over to another model's anchors
 and back (reindex). It keeps a journal: each operation is noted before it begins and after it was acknowledged. It is
 killed at a random instant. The next writer first compares the gallery with the journal: all that was acknowledged must
-be there, each row as it was given and filed under its nearest anchor, and an operation that was under way is wholly done
-or not at all. `Gallery.check` must find nothing. Exit code 1 if anything is amiss.
+be there, each row as it was given and filed under its nearest anchor; what was under way is done wholly or not at all.
+`Gallery.check` must find nothing. Exit code 1 if anything is amiss.
 """
 
 import argparse
