@@ -235,7 +235,7 @@ def _sharpen(
 ) -> TrainingConfig:
     """Sharpen what is stored and the vectors given, in place; return the settings with the power.
 
-    It is the one with the highest sum of mAP and R@1 of validation pictures in the training pictures.
+    It is the one with the highest mAP of those that cost no R@1, of validation pictures in the training pictures.
     """
     if stored.anchors is None:
         return settings
@@ -243,11 +243,13 @@ def _sharpen(
         queries, gallery = validation.drawn(MOST_CHOSEN_BY), training.drawn(MOST_CHOSEN_AMONG)
         on = stored.anchors.device
 
-        def reached(power: float) -> float:
+        def reached(power: float) -> tuple[float, float]:
             asked, among = (stored.sharpen(part.inputs.to(on), power).cpu().numpy() for part in (queries, gallery))
-            return sum(exhaustive_scores(asked, queries.labels.numpy(), among, gallery.labels.numpy(), "cosine"))
+            return exhaustive_scores(asked, queries.labels.numpy(), among, gallery.labels.numpy(), "cosine")
 
-        settings = settings.model_copy(update={"sharpening": max(POWERS, key=reached)})
+        found = {power: reached(power) for power in POWERS}
+        free = [power for power in POWERS if found[power][1] >= found[1.0][1]]
+        settings = settings.model_copy(update={"sharpening": max(free, key=lambda power: found[power][0])})
     stored.sharpening = settings.sharpening or USUAL_POWER
     for part in (validation, training) if len(validation) else (training,):
         part.inputs = stored.sharpen(part.inputs.to(stored.anchors.device), stored.sharpening).cpu()
