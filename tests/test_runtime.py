@@ -1,5 +1,8 @@
 """Runtimes: equal embeddings whichever runs the graph; a precision is fixed in a gallery, or refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -73,3 +76,18 @@ def test_mistakes_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(MissingPartError, match=r"kedge\[openvino\]"):
         kedge.Encoder(model, runtime="openvino")
+
+
+def test_openvino_sends_no_telemetry(tmp_path):
+    """Its own import sends a message from a forked process; ours must not fork, nor leave a trace for others."""
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    program = f"""
+import os, sys, kedge
+forked = []
+os.register_at_fork(before=lambda: forked.append(1))
+kedge.Encoder({str(model.folder)!r}, runtime="openvino")
+assert "openvino" in sys.modules and "openvino_telemetry" not in sys.modules
+print(len(forked))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"

@@ -1,10 +1,13 @@
 """Runtime: what runs an encoder's graph on this machine: ONNX Runtime, or OpenVINO where it is faster."""
 
 import os
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -69,9 +72,7 @@ def has_bfloat16() -> bool:
     """Tell whether OpenVINO is installed and this CPU works with bfloat16."""
     if find_spec("openvino") is None:
         return False
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _providers() -> list[str]:
@@ -97,12 +98,23 @@ def _load_onnxruntime(path: Path, _: Precision, threads: int) -> Graph:
     return run
 
 
-def _load_openvino(path: Path, precision: Precision, threads: int) -> Graph:
-    import openvino
+def _openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry, which sends a message through a forked process at every import."""
+    telemetry = "openvino_telemetry"
+    there = telemetry in sys.modules
+    # None makes an import fail, which OpenVINO takes for a package that is not installed.
+    sys.modules.setdefault(telemetry, None)  # type: ignore[arg-type]
+    try:
+        return import_module("openvino")
+    finally:
+        if not there:
+            del sys.modules[telemetry]
 
+
+def _load_openvino(path: Path, precision: Precision, threads: int) -> Graph:
     hint = "bf16" if precision == "bfloat16" else "f32"
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request = _openvino().Core().compile_model(str(path), "CPU", settings).create_infer_request()
 
     def run(squares: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         # Copied: the next pictures' embeddings come into the same place.
