@@ -1,6 +1,7 @@
 """Encoder: pictures -> embeddings, by the model's ONNX graph. Runs without torch."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,8 @@ class Encoder:
     This is the only place where embeddings are made unit length: they are, when the model's distance is cosine.
     """
 
-    def __init__(self, model: Model, *, threads: int | None = None, runtime: Runtime = "auto") -> None:
+    def __init__(self, model: Model | str | Path, *, threads: int | None = None, runtime: Runtime = "auto") -> None:
+        model = model if isinstance(model, Model) else Model.load(model)
         self._run = load_graph(model.encoder_path, runtime=runtime, precision=model.card.precision, threads=threads)
         self.image_size = model.card.preprocessing.image_size
         self.dim = model.card.dim
