@@ -1,9 +1,11 @@
 """Quantization: a model folder whose graph works with 8-bit whole numbers, and what that costs in mAP."""
 
+import logging
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -81,8 +83,7 @@ def write_int8_graph(model: Model, split: Split, path: Path) -> None:
             part = next(self.parts, None)
             return None if part is None else {"pictures": part}
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, _silence():
         plain = Path(folder) / ENCODER
         quant_pre_process(str(model.encoder_path), str(plain), skip_symbolic_shape=True)
         quantize_static(
@@ -96,6 +97,19 @@ def write_int8_graph(model: Model, split: Split, path: Path) -> None:
             # Seven bits of weights: sums of two products overflow the 16 bits that older CPUs have for them.
             reduce_range=True,
         )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the quantizer's notices, one for each layer that it leaves as it is, from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _shown(split: Split, size: int) -> Iterator[npt.NDArray[np.uint8]]:
