@@ -138,9 +138,10 @@ class Model:
         learned no anchors on a sphere: means of other embeddings lead astray.
         """
         if "sharpening" not in self.card.trained or self.card.trained.get("features") != "embedding":
-            loss = self.card.trained.get("loss", "unknown")
+            loss, features = (self.card.trained.get(name, "unknown") for name in ("loss", "features"))
             raise ModelError(
-                f"queries are expanded by anchors that cam-sphere has learned; this model's loss is {loss}"
+                f"queries are expanded by the anchors that cam-sphere learns for its embedding; {self.folder} stores "
+                f"features '{features}' of loss '{loss}'"
             )
         return expand_queries(queries, self.search_anchors.vectors)
 

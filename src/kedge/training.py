@@ -248,7 +248,8 @@ def _sharpen(
             return exhaustive_scores(asked, queries.labels.numpy(), among, gallery.labels.numpy(), "cosine")
 
         found = {power: reached(power) for power in POWERS}
-        free = [power for power in POWERS if found[power][1] >= found[1.0][1]]
+        # Not `>=`: figures are NaN where no validation picture has another of its class.
+        free = [power for power in POWERS if not found[power][1] < found[1.0][1]]
         settings = settings.model_copy(update={"sharpening": max(free, key=lambda power: found[power][0])})
     stored.sharpening = settings.sharpening or USUAL_POWER
     for part in (validation, training) if len(validation) else (training,):
