@@ -121,7 +121,7 @@ class _Bounds:
 
 @dataclass(frozen=True, eq=False)
 class _Sketch:
-    """Points (n, r + 1) whose distances are never above those of the vectors.
+    """Points of r + 1 numbers whose distances are never above those of the vectors.
 
     The first r numbers are the vector's projection onto the directions in which the anchors differ most, the last one
     is the length of what remains.
@@ -129,25 +129,28 @@ class _Sketch:
 
     centre: Doubles
     directions: Doubles
-    rows: Vectors
-    """A point y of each vector, as (-2 y, ||y||^2): one product gives its squared distances, (n, r + 2)."""
+    columns: Vectors
+    """A point y of each vector, as (-2 y, ||y||^2), in a column each: one product with long rows, (r + 2, n), gives all
+    squared distances, in a third of the time that short rows take."""
 
     @classmethod
     def of(cls, parts: Iterable[Floats], count: int, centre: Doubles, directions: Doubles) -> Self:
         """Work out the points of vectors that come in parts, `count` in all."""
-        rows = np.empty((count, directions.shape[1] + 2), dtype=np.float32)
+        columns = np.empty((directions.shape[1] + 2, count), dtype=np.float32)
         start = 0
         for part in parts:
             points = cls.project(part, centre, directions)
-            rows[start : start + len(points), :-1] = -2 * points
-            rows[start : start + len(points), -1] = _squares(points)
+            columns[:-1, start : start + len(points)] = -2 * points.T
+            columns[-1, start : start + len(points)] = _squares(points)
             start += len(points)
-        return cls(centre, directions, rows)
+        return cls(centre, directions, columns)
 
     def squared_distances(self, query: Doubles, places: slice | Rows) -> Vectors:
         """Return the squared distances of one query's point, (1, d), to those of some places."""
         (point,) = self.project(query, self.centre, self.directions)
-        return self.rows[places] @ np.append(point, np.float32(1)) + point @ point
+        squared: Vectors = np.append(point, np.float32(1)) @ self.columns[:, places]
+        squared += point @ point
+        return squared
 
     @staticmethod
     def project(vectors: Floats, centre: Doubles, directions: Doubles) -> Vectors:
@@ -239,7 +242,7 @@ class TwoStageIndex:
         """Bytes that the index holds, its projection included once there is one."""
         held = [self._rows, self._vectors, self._squares, *(self._filing or ())]
         sketch = self.__dict__.get("_sketch")
-        return sum(part.nbytes for part in (*held, *((sketch.rows,) if sketch else ())))
+        return sum(part.nbytes for part in (*held, *((sketch.columns,) if sketch else ())))
 
     def search(
         self,
@@ -474,11 +477,11 @@ class TwoStageIndex:
         down for the rest.
         """
         sketch = self._sketch
-        # Where most of them are to be looked at, gathering them would take longer than looking at all.
-        whole = usable.places is None and 2 * int(usable.sizes[buckets].sum()) > len(self)
+        # Where many of them are to be looked at, gathering them would take longer than looking at all.
+        whole = usable.places is None and 16 * int(usable.sizes[buckets].sum()) > len(self)
         places = slice(0, len(self)) if whole else self._places(usable, np.flatnonzero(buckets))
         bounds = sketch.squared_distances(near.double, places)
-        error = 2 * (sketch.rows.shape[1] + 8) * UNIT * (2 * (float(np.sqrt(near.squares[0])) + self._largest)) ** 2
+        error = 2 * (len(sketch.columns) + 8) * UNIT * (2 * (float(np.sqrt(near.squares[0])) + self._largest)) ** 2
 
         def within(of: Vectors) -> Rows:
             return np.flatnonzero(of <= float(self._limit(best[-1:], near.squares)[0]) ** 2 + error)
@@ -495,8 +498,7 @@ class TwoStageIndex:
             chosen = chosen[within(bounds[chosen])]
             at = chosen + places.start if isinstance(places, slice) else places[chosen]
             compared.append(at)
-            found = _keys(near, self._vectors[at].astype(np.float64), self._squares[at], self._rows[at])[0]
-            best = _least(np.concatenate([best, found]), k)
+            best = _least(np.concatenate([best, self._nearest_of_one(near, at, k)]), k)
         return best, np.concatenate(compared)
 
     def _limit(self, worst: Keys, squares: Doubles) -> Doubles:
