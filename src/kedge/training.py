@@ -33,9 +33,9 @@ __all__ = ["train"]
 SETTINGS_FILE = "settings.json"
 # Decoded pictures beyond this are read from disk batch by batch.
 MOST_IN_MEMORY = 4 << 30
-# Powers to sharpen by, and how many pictures say which; without any, the one that did well on most data sets.
-POWERS, USUAL_POWER = (1.0, 1.25, 1.5, 2.0, 3.0), 1.5
-MOST_CHOSEN_BY, MOST_CHOSEN_AMONG = 2000, 20_000
+# Powers to sharpen by, and how many validation pictures say which, among how many. Fewer cannot tell: R@1 is lost.
+POWERS = (1.0, 1.25, 1.5, 2.0, 3.0)
+LEAST_CHOSEN_BY, MOST_CHOSEN_BY, MOST_CHOSEN_AMONG = 100, 2000, 20_000
 
 
 def train(
@@ -235,11 +235,12 @@ def _sharpen(
 ) -> TrainingConfig:
     """Sharpen what is stored and the vectors given, in place; return the settings with the power.
 
-    It is the one with the highest mAP of those that cost no R@1, of validation pictures in the training pictures.
+    It is the one with the highest mAP of those that cost no R@1, of validation pictures in the training pictures; 1
+    where few are held out.
     """
     if stored.anchors is None:
         return settings
-    if settings.sharpening is None and len(validation):
+    if settings.sharpening is None and len(validation) >= LEAST_CHOSEN_BY:
         queries, gallery = validation.drawn(MOST_CHOSEN_BY), training.drawn(MOST_CHOSEN_AMONG)
         on = stored.anchors.device
 
@@ -251,7 +252,7 @@ def _sharpen(
         # Not `>=`: figures are NaN where no validation picture has another of its class.
         free = [power for power in POWERS if not found[power][1] < found[1.0][1]]
         settings = settings.model_copy(update={"sharpening": max(free, key=lambda power: found[power][0])})
-    stored.sharpening = settings.sharpening or USUAL_POWER
+    stored.sharpening = settings.sharpening or 1.0
     for part in (validation, training) if len(validation) else (training,):
         part.inputs = stored.sharpen(part.inputs.to(stored.anchors.device), stored.sharpening).cpu()
     return settings.model_copy(update={"sharpening": stored.sharpening})
