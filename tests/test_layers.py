@@ -23,10 +23,11 @@ LAYERS = [
     {"pictures_table"},
     {"sources", "vectors", "checksums", "duplicates", "export_gallery"},
     {"search", "encoder", "datasets", "losses", "network", "augmentation"},
+    {"bounds"},
     {"filing"},
     {"model"},
     {"calibration"},
-    {"anchors", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
+    {"anchors", "keys", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
     {"errors"},
 ]
 WITH_TORCH = {

@@ -1,27 +1,26 @@
 """TwoStageIndex: vectors filed under anchors, held in memory and searched in two stages, or exactly.
 
 Stage one takes the distances from a query to the anchors, stage two those to the vectors filed under the nearest ones.
-Exact search leaves out what lower bounds show to be too far (docs/method.md): whole buckets by their radii and by the
-half-space between two anchors, single vectors by their projection onto the space that the anchors span.
+Exact search leaves out what lower bounds show to be too far (`kedge.bounds`).
 
-A squared distance is worked out in float64 and rounded to float32; equal ones go by row. Products in float32 only
-preselect, by a limit that their rounding error cannot cross. So every way to search gives the same answer. Candidates
-are kept as keys: int64 numbers, the bits of the squared distance above the row, which sort as both do.
+Products in float32 only preselect, by a limit that their rounding error cannot cross; squared distances in float64
+decide (`kedge.keys`). So every way to search gives the same answer.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from kedge.anchors import nearest_anchors, squared_distances
+from kedge.bounds import BucketBounds, Sketch, slack
 from kedge.errors import InputError
-from kedge.filing import LEAST_DIVIDED, dividing_planes, file_vectors
+from kedge.filing import file_vectors
+from kedge.keys import NO_KEY, NO_ROW, UNIT, Keys, Queries, keys_of_pairs, least_keys, squared_of, squares_of
 
 __all__ = ["Neighbours", "TwoStageIndex"]
 
@@ -29,7 +28,6 @@ Floats = npt.NDArray[np.floating]
 Vectors = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
-Keys = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Order = Literal["distance", "bucket"]
 
@@ -40,15 +38,6 @@ GALLERY_BLOCK = 16_384
 FEW_NUMBERS = 1 << 17
 # So few usable vectors are all compared at once, rather than bucket by bucket.
 FEW_USABLE = 16_384
-# Dimensions of the projection that exact search rules out single vectors by.
-SKETCH_DIM = 16
-# Half the step of float32 and of float64, relative to the number.
-UNIT, UNIT64 = 2.0**-24, 2.0**-53
-# Squared distances below this, relative to the squared norms, lose too much in a product: they are worked out again.
-CANCELLING = 1e-3
-# The key of no row: above all others.
-NO_ROW = 0xFFFFFFFF
-NO_KEY = (0x7F800000 << 32) | NO_ROW
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +61,6 @@ class Neighbours:
 
 
 @dataclass(frozen=True, eq=False)
-class _Queries:
-    """Queries (n, d) in both precisions, their squared norms, and how far a product in float32 can be off."""
-
-    single: Vectors
-    double: Doubles
-    squares: Doubles
-    error: Doubles
-
-    @classmethod
-    def of(cls, vectors: Vectors, largest: float = 0.0) -> Self:
-        """Take queries for vectors whose norms are at most `largest`; error is that of ||x||^2 - 2 q.x."""
-        double = vectors.astype(np.float64)
-        squares = _squares(double)
-        return cls(vectors, double, squares, 2 * (vectors.shape[1] + 8) * UNIT * (np.sqrt(squares) + largest) ** 2)
-
-    def __len__(self) -> int:
-        return len(self.single)
-
-    def __getitem__(self, rows: slice | Rows) -> Self:
-        return type(self)(self.single[rows], self.double[rows], self.squares[rows], self.error[rows])
-
-
-@dataclass(frozen=True, eq=False)
 class _Usable:
     """The vectors that a search may return: all of them, or some places in ascending order."""
 
@@ -107,57 +73,6 @@ class _Usable:
         """Return the usable places of one bucket."""
         start, stop = int(self.starts[bucket]), int(self.starts[bucket + 1])
         return slice(start, stop) if self.places is None else self.places[start:stop]
-
-
-@dataclass(frozen=True, eq=False)
-class _Bounds:
-    """Of each bucket: least and largest distance to its anchor, and the least gap to another (see `Filing`)."""
-
-    closest: Doubles
-    farthest: Doubles
-    least_gap: Doubles
-    half_over: Doubles
-
-
-@dataclass(frozen=True, eq=False)
-class _Sketch:
-    """Points of r + 1 numbers whose distances are never above those of the vectors.
-
-    The first r numbers are the vector's projection onto the directions in which the anchors differ most, the last one
-    is the length of what remains.
-    """
-
-    centre: Doubles
-    directions: Doubles
-    columns: Vectors
-    """A point y of each vector, as (-2 y, ||y||^2), in a column each: one product with long rows, (r + 2, n), gives all
-    squared distances, in a third of the time that short rows take."""
-
-    @classmethod
-    def of(cls, parts: Iterable[Floats], count: int, centre: Doubles, directions: Doubles) -> Self:
-        """Work out the points of vectors that come in parts, `count` in all."""
-        columns = np.empty((directions.shape[1] + 2, count), dtype=np.float32)
-        start = 0
-        for part in parts:
-            points = cls.project(part, centre, directions)
-            columns[:-1, start : start + len(points)] = -2 * points.T
-            columns[-1, start : start + len(points)] = _squares(points)
-            start += len(points)
-        return cls(centre, directions, columns)
-
-    def squared_distances(self, query: Doubles, places: slice | Rows) -> Vectors:
-        """Return the squared distances of one query's point, (1, d), to those of some places."""
-        (point,) = self.project(query, self.centre, self.directions)
-        squared: Vectors = np.append(point, np.float32(1)) @ self.columns[:, places]
-        squared += point @ point
-        return squared
-
-    @staticmethod
-    def project(vectors: Floats, centre: Doubles, directions: Doubles) -> Vectors:
-        apart = vectors.astype(np.float64) - centre
-        along = apart @ directions
-        beside = np.sqrt(np.maximum(_squares(apart) - _squares(along), 0.0))
-        return np.column_stack([along, beside]).astype(np.float32)
 
 
 class TwoStageIndex:
@@ -202,7 +117,7 @@ class TwoStageIndex:
         filed = np.asarray(buckets, dtype=np.int64)
         if len(filed) and not 0 <= filed.min() <= filed.max() < len(points):
             raise InputError(f"buckets must be {len(filed)} numbers from 0 to {len(points) - 1}")
-        self._anchors = _Queries.of(points)
+        self._anchors = Queries.of(points)
         self._anchor_squares = self._anchors.squares.astype(np.float32)
         self._rows: Rows = np.argsort(filed, kind="stable")
         self._starts: Rows = np.searchsorted(filed[self._rows], np.arange(len(points) + 1)).astype(np.int64)
@@ -211,7 +126,7 @@ class TwoStageIndex:
         self._take(parts)
         self._squares = np.empty(len(filed), dtype=np.float64)
         for part in _blocks(len(filed), 256):
-            self._squares[part] = _squares(self._vectors[part].astype(np.float64))
+            self._squares[part] = squares_of(self._vectors[part].astype(np.float64))
         self._largest = float(np.sqrt(max(self._squares.max(initial=0), self._anchors.squares.max())))
         self._filing = None if rho is None or gap is None else (rho[self._rows], gap[self._rows])
 
@@ -280,7 +195,7 @@ class TwoStageIndex:
 
     # Stage one, over anchors
 
-    def _ranked_anchors(self, near: _Queries, count: int) -> Rows:
+    def _ranked_anchors(self, near: Queries, count: int) -> Rows:
         """Return the `count` nearest anchors of each query, nearest first, shape (queries, count).
 
         A product in float32 ranks them; where two of them are too close for it, float64 does.
@@ -295,8 +210,9 @@ class TwoStageIndex:
             ranked = approximate.argmin(axis=1)[:, None]
             close = approximate <= approximate.min(axis=1)[:, None] + twice.astype(np.float32)
             # Counting by query takes longer, and is seldom needed.
-            several = int(np.count_nonzero(close)) > len(near)
-            unsure = np.sum(close, axis=1) > 1 if several else np.zeros(len(near), dtype=np.bool_)
+            if np.count_nonzero(close) == len(near):
+                return ranked
+            unsure = np.sum(close, axis=1) > 1
         else:
             some = np.argpartition(approximate, count, axis=1)[:, : count + 1]
             values = np.take_along_axis(approximate, some, axis=1)
@@ -307,13 +223,13 @@ class TwoStageIndex:
             ranked[unsure] = self._sorted_anchors(near[np.flatnonzero(unsure)])[:, :count]
         return ranked
 
-    def _sorted_anchors(self, near: _Queries) -> Rows:
+    def _sorted_anchors(self, near: Queries) -> Rows:
         return np.argsort(squared_distances(near.double, self._anchors.double), axis=1, kind="stable")
 
     # Stage two, over buckets
 
     def _search_probed(
-        self, near: _Queries, k: int, probes: int, usable: _Usable, fill: bool, order: Order
+        self, near: Queries, k: int, probes: int, usable: _Usable, fill: bool, order: Order
     ) -> Neighbours:
         sizes = usable.sizes
         keys = np.empty((len(near), k), dtype=np.int64)
@@ -338,7 +254,7 @@ class TwoStageIndex:
             keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=order == "bucket")
         return self._neighbours(keys, scanned, probed)
 
-    def _filled(self, near: _Queries, ranked: Rows, counts: Rows, k: int, sizes: Rows) -> tuple[Rows, Rows]:
+    def _filled(self, near: Queries, ranked: Rows, counts: Rows, k: int, sizes: Rows) -> tuple[Rows, Rows]:
         """Return anchors by nearness, and how many to probe: more where the buckets of a query hold fewer than k."""
         short = np.flatnonzero(sizes[ranked].sum(axis=1) < k)
         if not len(short):
@@ -354,7 +270,7 @@ class TwoStageIndex:
         wide[short] = by_nearness[:, : wide.shape[1]]
         return wide, counts
 
-    def _probe(self, near: _Queries, ranked: Rows, counts: Rows, k: int, usable: _Usable, *, by_bucket: bool) -> Keys:
+    def _probe(self, near: Queries, ranked: Rows, counts: Rows, k: int, usable: _Usable, *, by_bucket: bool) -> Keys:
         """Search the first `counts` buckets of each query; queries that share a bucket are one matrix product."""
         wide = ranked.shape[1]
         keys = np.full((len(near), wide, k), NO_KEY, dtype=np.int64)
@@ -373,11 +289,11 @@ class TwoStageIndex:
             # Each bucket's are in order already: those that there are move up.
             first_come = np.argsort(merged == NO_KEY, axis=1, kind="stable")[:, :k]
             return np.take_along_axis(merged, first_come, axis=1)
-        return _least(merged, k)
+        return least_keys(merged, k)
 
     # Distances
 
-    def _nearest_among(self, near: _Queries, places: slice | Rows, k: int) -> Keys:
+    def _nearest_among(self, near: Queries, places: slice | Rows, k: int) -> Keys:
         """Return the keys of the k nearest of some places, ascending, shape (queries, k)."""
         count = _count(places)
         keys = np.full((len(near), k), NO_KEY, dtype=np.int64)
@@ -388,11 +304,11 @@ class TwoStageIndex:
             held = _part_of(places, part)
             doubles, squares, rows = self._vectors[held].astype(np.float64), self._squares[held], self._rows[held]
             for some in _blocks(len(near), max(1, BLOCK_PAIRS // len(rows))):
-                found = _least(_keys(near[some], doubles, squares, rows), k)
-                keys[some] = found if part.start == 0 else _least(np.concatenate([keys[some], found], axis=1), k)
+                found = least_keys(keys_of_pairs(near[some], doubles, squares, rows), k)
+                keys[some] = found if part.start == 0 else least_keys(np.concatenate([keys[some], found], axis=1), k)
         return keys
 
-    def _nearest_of_one(self, near: _Queries, places: slice | Rows, k: int) -> Keys:
+    def _nearest_of_one(self, near: Queries, places: slice | Rows, k: int) -> Keys:
         """Return the keys of one query's k nearest of some places, ascending, shape (k,).
 
         A product in float32 selects. With T a squared distance, A what the product gives for it and E its error,
@@ -410,11 +326,13 @@ class TwoStageIndex:
                 approximate = self._vectors[held].astype(np.float32, copy=False) @ query
                 squared = self._squares[held] - 2.0 * approximate
                 limit = float(np.partition(squared, k - 1)[k - 1]) + square + error
-                limit = min(limit, float(_squared_of(best[-1]))) * (1 + 4 * UNIT) + error - square
+                limit = min(limit, float(squared_of(best[-1]))) * (1 + 4 * UNIT) + error - square
                 at = np.flatnonzero(squared <= limit)
                 chosen = at + held.start if isinstance(held, slice) else held[at]
-            found = _keys(near, self._vectors[chosen].astype(np.float64), self._squares[chosen], self._rows[chosen])[0]
-            best = _least(found if count <= GALLERY_BLOCK else np.concatenate([best, found]), k)
+            found = keys_of_pairs(
+                near, self._vectors[chosen].astype(np.float64), self._squares[chosen], self._rows[chosen]
+            )[0]
+            best = least_keys(found if count <= GALLERY_BLOCK else np.concatenate([best, found]), k)
         return best
 
     def _places(self, usable: _Usable, anchors: Rows) -> slice | Rows:
@@ -427,11 +345,11 @@ class TwoStageIndex:
     def _neighbours(self, keys: Keys, scanned: Rows, probed: list[Rows]) -> Neighbours:
         ids = keys & NO_ROW
         ids[ids == NO_ROW] = -1
-        return Neighbours(ids, np.sqrt(_squared_of(keys)), scanned, tuple(probed), len(self))
+        return Neighbours(ids, np.sqrt(squared_of(keys)), scanned, tuple(probed), len(self))
 
     # Exact search
 
-    def _search_exact(self, near: _Queries, k: int, usable: _Usable) -> Neighbours:
+    def _search_exact(self, near: Queries, k: int, usable: _Usable) -> Neighbours:
         keys = np.empty((len(near), k), dtype=np.int64)
         scanned = np.empty(len(near), dtype=np.int64)
         probed: list[Rows] = []
@@ -447,7 +365,7 @@ class TwoStageIndex:
             searched = np.where(np.arange(ranked.shape[1]) < counts[:, None], ranked, own[:, None])
             np.put_along_axis(seen, searched, values=True, axis=1)
             limit = self._limit(keys[rows][:, -1], part.squares)
-            within = self._bucket_bounds(squared, own) <= limit[:, None]
+            within = self._bounds.least_distances(squared, own) <= limit[:, None]
             scanned[rows] = seen @ sizes
             for row, at in enumerate(range(rows.start, rows.stop)):
                 visited = np.flatnonzero(seen[row] & (sizes > 0))
@@ -459,18 +377,7 @@ class TwoStageIndex:
                 probed.append(visited[np.argsort(squared[row, visited], kind="stable")])
         return self._neighbours(keys, scanned, probed)
 
-    def _bucket_bounds(self, squared: Doubles, own: Rows) -> Doubles:
-        """Return what no vector of a bucket is nearer than, shape (queries, anchors); may be negative."""
-        bounds = self._bounds
-        to_anchors = np.sqrt(squared)
-        radius = np.maximum(to_anchors - bounds.farthest, bounds.closest - to_anchors)
-        half_over = bounds.half_over[own]
-        plane = (squared - np.take_along_axis(squared, own[:, None], axis=1)) * half_over + bounds.least_gap
-        # Where no plane divides the two anchors, the gap says nothing.
-        plane[half_over == 0] = -np.inf
-        return np.maximum(radius, plane, out=plane)
-
-    def _finish(self, near: _Queries, buckets: Mask, usable: _Usable, k: int, best: Keys) -> tuple[Keys, Rows]:
+    def _finish(self, near: Queries, buckets: Mask, usable: _Usable, k: int, best: Keys) -> tuple[Keys, Rows]:
         """Return the k best of one query's keys and of more buckets, (anchors,), and the places it was compared with.
 
         Only those are compared whose projections are near enough, and the most promising first: they bring the limit
@@ -481,7 +388,7 @@ class TwoStageIndex:
         whole = usable.places is None and 16 * int(usable.sizes[buckets].sum()) > len(self)
         places = slice(0, len(self)) if whole else self._places(usable, np.flatnonzero(buckets))
         bounds = sketch.squared_distances(near.double, places)
-        error = 2 * (len(sketch.columns) + 8) * UNIT * (2 * (float(np.sqrt(near.squares[0])) + self._largest)) ** 2
+        error = sketch.error(float(np.sqrt(near.squares[0])) + self._largest)
 
         def within(of: Vectors) -> Rows:
             return np.flatnonzero(of <= float(self._limit(best[-1:], near.squares)[0]) ** 2 + error)
@@ -498,76 +405,46 @@ class TwoStageIndex:
             chosen = chosen[within(bounds[chosen])]
             at = chosen + places.start if isinstance(places, slice) else places[chosen]
             compared.append(at)
-            best = _least(np.concatenate([best, self._nearest_of_one(near, at, k)]), k)
+            best = least_keys(np.concatenate([best, self._nearest_of_one(near, at, k)]), k)
         return best, np.concatenate(compared)
 
     def _limit(self, worst: Keys, squares: Doubles) -> Doubles:
         """Return the distance beyond which a bound rules out, by each query's worst key."""
-        limit: Doubles = np.sqrt(_squared_of(worst).astype(np.float64)) * (1 + 4 * UNIT) + self._slack(squares)
-        return limit
-
-    def _slack(self, squares: Doubles) -> Doubles:
-        """Return how far rounding can move a bound, in distance, for queries of these squared norms.
-
-        Squared distances to anchors come from float64 products: off by e = 2 (d + 4) 2^-53 (|q| + |c|)^2, so a distance
-        is off by sqrt(e), and a half-space by 2 e / |c_i - c_j|, once for the query and once for the vector. Radii,
-        gaps and projections are stored in float32, off by 2^-24 of numbers no larger than the reach.
-        """
-        reach = np.sqrt(squares) + self._largest
-        error = 2 * (self.dim + 4) * UNIT64 * reach**2
-        least = LEAST_DIVIDED * float(np.sqrt(self._anchors.squares.max())) or np.inf  # all zero: no planes
-        return 2 * np.sqrt(error) + 4 * error / least + 16 * UNIT * reach
-
-    # What is worked out once, for exact search
+        found = np.sqrt(squared_of(worst).astype(np.float64)) * (1 + 4 * UNIT)
+        return found + slack(squares, self._anchors, self._largest)
 
     @cached_property
-    def _bounds(self) -> _Bounds:
+    def _bounds(self) -> BucketBounds:
         if self._filing is None:
-            filed = np.repeat(np.arange(len(self._anchors)), np.diff(self._starts))
+            filed = np.repeat(np.arange(len(self._anchors)), self._all.sizes)
             filing = file_vectors(self._vectors, self._anchors.single, filed)
             self._filing = filing.rho, filing.gap
         rho, gap = self._filing
         self._filing = None
-        count = len(self._anchors)
-        closest, farthest, least = np.full(count, np.inf), np.full(count, -np.inf), np.full(count, np.inf)
-        filled = np.flatnonzero(np.diff(self._starts))
-        if len(filled):
-            firsts = self._starts[filled]
-            closest[filled] = np.minimum.reduceat(rho, firsts)
-            farthest[filled] = np.maximum.reduceat(rho, firsts)
-            least[filled] = np.minimum.reduceat(gap, firsts)
-        return _Bounds(closest, farthest, least, dividing_planes(self._anchors.single))
+        return BucketBounds.of(rho, gap, self._starts, self._anchors.single)
 
     @cached_property
-    def _sketch(self) -> _Sketch:
-        from scipy.linalg import eigh
-
-        centre = self._anchors.double.mean(axis=0)
-        apart = self._anchors.double - centre
-        most = max(0, min(SKETCH_DIM, len(self._anchors) - 1, self.dim // 4))
-        if most:
-            spread = apart.T @ apart
-            _, directions = eigh(spread, subset_by_index=(self.dim - most, self.dim - 1))
-        else:
-            directions = np.zeros((self.dim, 0))
-        return _Sketch.of((self._vectors[part] for part in _blocks(len(self))), len(self), centre, directions)
+    def _sketch(self) -> Sketch:
+        return Sketch.of((self._vectors[part] for part in _blocks(len(self))), len(self), self._anchors.double)
 
     # What is given
 
-    def _checked(self, queries: npt.ArrayLike, k: int, allowed: Mask | None) -> tuple[_Queries, _Usable]:
-        near = _matrix(queries, "queries", np.float32)
-        if near.shape[1] != self.dim:
-            raise InputError(f"queries have {near.shape[1]} dimensions, the index {self.dim}")
-        _check_finite(near, "queries")
+    def _checked(self, queries: npt.ArrayLike, k: int, allowed: Mask | None) -> tuple[Queries, _Usable]:
+        given = _matrix(queries, "queries", np.float32)
+        if given.shape[1] != self.dim:
+            raise InputError(f"queries have {given.shape[1]} dimensions, the index {self.dim}")
+        near = Queries.of(given, self._largest)
+        if not np.isfinite(near.squares).all():
+            _check_finite(given, "queries")
         if not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is the number of neighbours wanted, 1 or more, not {k!r}")
         if allowed is None:
-            return _Queries.of(near, self._largest), self._all
+            return near, self._all
         if allowed.shape != (len(self),) or allowed.dtype != np.bool_:
             raise InputError(f"allowed must be {len(self)} booleans, one for each vector")
         places = np.flatnonzero(allowed[self._rows])
         starts = np.searchsorted(places, self._starts).astype(np.int64)
-        return _Queries.of(near, self._largest), _Usable(places, starts, np.diff(starts))
+        return near, _Usable(places, starts, np.diff(starts))
 
 
 def _count(places: slice | Rows) -> int:
@@ -577,46 +454,6 @@ def _count(places: slice | Rows) -> int:
 def _part_of(places: slice | Rows, part: slice) -> slice | Rows:
     """Return some of the places, by their position among them."""
     return slice(places.start + part.start, places.start + part.stop) if isinstance(places, slice) else places[part]
-
-
-def _keys(near: _Queries, vectors: Doubles, squares: Doubles, rows: Rows) -> Keys:
-    """Return the keys of all pairs of queries and vectors, (n, d) with their squares and rows, shape (queries, n)."""
-    squared = near.double @ vectors.T
-    squared *= -2.0
-    squared += squares
-    squared += near.squares[:, None]
-    # Only queries that lie this near to anything are looked at pair by pair.
-    largest = squares.max(initial=0.0)
-    some: Iterable[int] = ()
-    if squared.min(initial=np.inf) <= CANCELLING * (near.squares.max(initial=0.0) + largest):
-        some = np.flatnonzero(squared.min(axis=1) <= CANCELLING * (near.squares + largest))
-    for row in some:
-        close = np.flatnonzero(squared[row] <= CANCELLING * (near.squares[row] + squares))
-        squared[row, close] = _squares(vectors[close] - near.double[row])
-    keys = np.empty(squared.shape, dtype=np.int64)
-    high = 1 if sys.byteorder == "little" else 0
-    keys.view(np.float32)[:, high::2] = squared
-    keys.view(np.uint32)[:, 1 - high :: 2] = rows
-    return keys
-
-
-def _least(keys: Keys, k: int) -> Keys:
-    """Return the k least keys, ascending, along the last axis; NO_KEY where there are fewer."""
-    count = keys.shape[-1]
-    if count < k:
-        keys = np.concatenate([keys, np.full((*keys.shape[:-1], k - count), NO_KEY, dtype=np.int64)], axis=-1)
-    elif count > k:
-        keys = np.partition(keys, k - 1, axis=-1)[..., :k]
-    return np.sort(keys, axis=-1)
-
-
-def _squared_of(keys: Any) -> npt.NDArray[np.float32]:
-    """Return the squared distances in keys."""
-    return (np.asarray(keys) >> 32).astype(np.int32).view(np.float32)
-
-
-def _squares(vectors: Floats) -> npt.NDArray[Any]:
-    return np.vecdot(vectors, vectors)
 
 
 def _ranges(starts: Rows, buckets: Rows) -> Rows:
