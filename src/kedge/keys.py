@@ -11,7 +11,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NO_KEY", "NO_ROW", "UNIT", "Keys", "Queries", "keys_of_pairs", "least_keys", "squared_of", "squares_of"]
+__all__ = [
+    "MOST_ROWS",
+    "NO_KEY",
+    "UNIT",
+    "Keys",
+    "Queries",
+    "keys_of_pairs",
+    "least_keys",
+    "rows_of",
+    "squared_of",
+    "squares_of",
+]
 
 Keys = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -20,9 +31,11 @@ Doubles = npt.NDArray[np.float64]
 UNIT = 2.0**-24
 # Squared distances below this, relative to the largest squared norms, lose too much in a product.
 CANCELLING = 1e-3
-# The key of no row: above all others.
-NO_ROW = 0xFFFFFFFF
-NO_KEY = (0x7F800000 << 32) | NO_ROW
+# Which half of a key the squared distance is.
+HIGH = 1 if sys.byteorder == "little" else 0
+# Rows are told by 31 bits. The key of no row is above all others: infinity, and -1.
+MOST_ROWS = 1 << 31
+NO_KEY = (0x7F800000 << 32) | 0xFFFFFFFF
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +79,8 @@ def keys_of_pairs(near: Queries, vectors: Doubles, squares: Doubles, rows: npt.N
         close = np.flatnonzero(squared[row] <= near.cancelling[row])
         squared[row, close] = squares_of(vectors[close] - near.double[row])
     keys = np.empty(squared.shape, dtype=np.int64)
-    high = 1 if sys.byteorder == "little" else 0
-    keys.view(np.float32)[:, high::2] = squared
-    keys.view(np.uint32)[:, 1 - high :: 2] = rows
+    keys.view(np.float32)[:, HIGH::2] = squared
+    keys.view(np.int32)[:, 1 - HIGH :: 2] = rows
     return keys
 
 
@@ -82,9 +94,14 @@ def least_keys(keys: Keys, k: int) -> Keys:
     return np.sort(keys, axis=-1)
 
 
-def squared_of(keys: Any) -> npt.NDArray[np.float32]:
-    """Return the squared distances in keys."""
-    return (np.asarray(keys) >> 32).astype(np.int32).view(np.float32)
+def squared_of(keys: Keys) -> npt.NDArray[np.float32]:
+    """Return the squared distances in keys, along the last axis."""
+    return np.ascontiguousarray(keys).view(np.float32)[..., HIGH::2]
+
+
+def rows_of(keys: Keys) -> npt.NDArray[np.int64]:
+    """Return the rows in keys, along the last axis; -1 for no row."""
+    return np.ascontiguousarray(keys).view(np.int32)[..., 1 - HIGH :: 2].astype(np.int64)
 
 
 def squares_of(vectors: npt.NDArray[np.floating]) -> npt.NDArray[Any]:

@@ -20,7 +20,18 @@ from kedge.anchors import nearest_anchors, squared_distances
 from kedge.bounds import BucketBounds, Sketch, slack
 from kedge.errors import InputError
 from kedge.filing import file_vectors
-from kedge.keys import NO_KEY, NO_ROW, UNIT, Keys, Queries, keys_of_pairs, least_keys, squared_of, squares_of
+from kedge.keys import (
+    MOST_ROWS,
+    NO_KEY,
+    UNIT,
+    Keys,
+    Queries,
+    keys_of_pairs,
+    least_keys,
+    rows_of,
+    squared_of,
+    squares_of,
+)
 
 __all__ = ["Neighbours", "TwoStageIndex"]
 
@@ -117,6 +128,8 @@ class TwoStageIndex:
         filed = np.asarray(buckets, dtype=np.int64)
         if len(filed) and not 0 <= filed.min() <= filed.max() < len(points):
             raise InputError(f"buckets must be {len(filed)} numbers from 0 to {len(points) - 1}")
+        if len(filed) >= MOST_ROWS:
+            raise InputError(f"{len(filed)} vectors were given: an index holds fewer than {MOST_ROWS}")
         self._anchors = Queries.of(points)
         self._anchor_squares = self._anchors.squares.astype(np.float32)
         self._rows: Rows = np.argsort(filed, kind="stable")
@@ -296,10 +309,9 @@ class TwoStageIndex:
     def _nearest_among(self, near: Queries, places: slice | Rows, k: int) -> Keys:
         """Return the keys of the k nearest of some places, ascending, shape (queries, k)."""
         count = _count(places)
-        keys = np.full((len(near), k), NO_KEY, dtype=np.int64)
         if len(near) == 1 and count * self.dim > FEW_NUMBERS:
-            keys[0] = self._nearest_of_one(near, places, k)
-            return keys
+            return self._nearest_of_one(near, places, k)[None]
+        keys = np.full((len(near), k), NO_KEY, dtype=np.int64)
         for part in _blocks(count):
             held = _part_of(places, part)
             doubles, squares, rows = self._vectors[held].astype(np.float64), self._squares[held], self._rows[held]
@@ -316,9 +328,8 @@ class TwoStageIndex:
         being rounded to float32, has A <= (a + E)(1 + 4 UNIT) + E.
         """
         count = _count(places)
-        query, square = near.single[0], float(near.squares[0])
-        error = float(near.error[0])
-        best = np.full(k, NO_KEY, dtype=np.int64)
+        query, square, error = near.single[0], float(near.squares[0]), float(near.error[0])
+        best, worst = np.full(k, NO_KEY, dtype=np.int64), np.inf
         for part in _blocks(count):
             held = _part_of(places, part)
             chosen = held
@@ -326,13 +337,15 @@ class TwoStageIndex:
                 approximate = self._vectors[held].astype(np.float32, copy=False) @ query
                 squared = self._squares[held] - 2.0 * approximate
                 limit = float(np.partition(squared, k - 1)[k - 1]) + square + error
-                limit = min(limit, float(squared_of(best[-1]))) * (1 + 4 * UNIT) + error - square
+                limit = min(limit, worst) * (1 + 4 * UNIT) + error - square
                 at = np.flatnonzero(squared <= limit)
                 chosen = at + held.start if isinstance(held, slice) else held[at]
             found = keys_of_pairs(
                 near, self._vectors[chosen].astype(np.float64), self._squares[chosen], self._rows[chosen]
             )[0]
-            best = least_keys(found if count <= GALLERY_BLOCK else np.concatenate([best, found]), k)
+            best = least_keys(np.concatenate([best, found]) if part.start else found, k)
+            if part.stop < count:
+                worst = float(squared_of(best)[-1])
         return best
 
     def _places(self, usable: _Usable, anchors: Rows) -> slice | Rows:
@@ -343,9 +356,7 @@ class TwoStageIndex:
         return places if usable.places is None else usable.places[places]
 
     def _neighbours(self, keys: Keys, scanned: Rows, probed: list[Rows]) -> Neighbours:
-        ids = keys & NO_ROW
-        ids[ids == NO_ROW] = -1
-        return Neighbours(ids, np.sqrt(squared_of(keys)), scanned, tuple(probed), len(self))
+        return Neighbours(rows_of(keys), np.sqrt(squared_of(keys)), scanned, tuple(probed), len(self))
 
     # Exact search
 
