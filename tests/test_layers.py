@@ -18,7 +18,7 @@ LAYERS = [
     {"training_loop", "export", "defaults", "quantization"},
     {"page"},
     {"gallery", "evaluation"},
-    {"reindexing", "disk_search", "new_class"},
+    {"reindexing", "disk_search", "memory_search", "new_class"},
     {"intake", "queries", "gallery_folder"},
     {"pictures_table"},
     {"sources", "vectors", "checksums", "duplicates", "export_gallery"},
@@ -26,8 +26,8 @@ LAYERS = [
     {"bounds"},
     {"filing"},
     {"model"},
-    {"calibration"},
-    {"anchors", "keys", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
+    {"calibration", "figures"},
+    {"anchors", "hits", "keys", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
     {"errors"},
 ]
 WITH_TORCH = {

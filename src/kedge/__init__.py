@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from kedge.datasets import Dataset, load_dataset
     from kedge.encoder import Encoder
     from kedge.errors import InputError, KedgeError, WorkError
-    from kedge.evaluation import Report, evaluate, evaluate_vectors
-    from kedge.gallery import AddReport, Gallery, Hit, SearchResult
+    from kedge.evaluation import evaluate, evaluate_vectors
+    from kedge.figures import Report
+    from kedge.gallery import AddReport, Gallery
     from kedge.grid import Grid
+    from kedge.hits import Hit, SearchResult
     from kedge.losses import ClassAnchorMargin
     from kedge.model import Model
     from kedge.new_class import NewClass, add_class
@@ -34,7 +36,7 @@ _HOMES = {
     "Encoder": "encoder",
     "Gallery": "gallery",
     "Grid": "grid",
-    "Hit": "gallery",
+    "Hit": "hits",
     "InputError": "errors",
     "KedgeError": "errors",
     "Model": "model",
@@ -42,8 +44,8 @@ _HOMES = {
     "NewClass": "new_class",
     "Picture": "picture",
     "Quantized": "quantization",
-    "Report": "evaluation",
-    "SearchResult": "gallery",
+    "Report": "figures",
+    "SearchResult": "hits",
     "TrainingConfig": "config",
     "TwoStageIndex": "search",
     "WorkError": "errors",

@@ -20,7 +20,8 @@ import torch
 from kedge.datasets import Dataset, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, KedgeError
-from kedge.evaluation import Report, SearchFigures, encode_split, evaluate_embedded
+from kedge.evaluation import encode_split, evaluate_embedded
+from kedge.figures import Report, SearchFigures
 from kedge.losses import loss_recipe
 from kedge.model import Model
 from kedge.training import train

@@ -4,17 +4,16 @@ Memory holds the anchors, how many pictures stand under each, and a cache of bou
 the pictures filed under the probed anchors, indexed or not; the distances that rank them are worked out as in memory.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from kedge.anchors import Anchors, squared_distances
+from kedge.hits import Found
 from kedge.pictures_table import PicturesTable
 from kedge.queries import Order, Probes
 
-__all__ = ["DiskIndex", "Found"]
+__all__ = ["DiskIndex"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -22,19 +21,6 @@ Rows = npt.NDArray[np.int64]
 _SPARE = 16
 # Partitions beyond the probed ones, where Lance ranks two anchors the other way round.
 _SPARE_PROBES = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What one query found, best first: rows (id, path, label, anchor), Euclidean distances, and how it was looked for.
-
-    `probed` are the anchors looked under, nearest first; `scanned` counts the pictures filed there that may be hits.
-    """
-
-    said: pa.Table
-    distances: npt.NDArray[np.float32]
-    probed: Rows
-    scanned: int
 
 
 class DiskIndex:
@@ -45,11 +31,14 @@ class DiskIndex:
         table.index_embeddings(anchors.vectors)
         # Lance's index files by nearest only: pictures filed by label are found by their anchor alone.
         self._by_nearest = table.count("filed_by = 'label'") == 0
+        self.total = table.count()
 
     def search(
         self, queries: npt.NDArray[np.float32], k: int, probes: Probes, *, where: str | None, order: Order
     ) -> list[Found]:
-        """Return what each query, (queries, d), finds: as `TwoStageIndex.search` with `fill` does in memory."""
+        """Return what each query, (queries, d), finds: as `MemoryIndex.search` does."""
+        if not self.total or not len(queries) or not self._table.count(where):
+            return [Found.nothing(self._table.find("id", [], ("id", "path", "label", "anchor")))] * len(queries)
         sizes = self._sizes(where)
         ranked = np.argsort(squared_distances(queries, self._anchors.vectors), axis=1, kind="stable")
         return [

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +15,13 @@ from kedge.anchors import Anchors, nearest_anchors, squared_distances, unit_leng
 from kedge.datasets import Dataset, Split, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, InputError
+from kedge.figures import FiledBy, Probes, Report, SearchFigures
 from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
 from kedge.model import Distance, Model
 from kedge.runtime import Runtime
 from kedge.search import TwoStageIndex
 
 __all__ = [
-    "Report",
-    "SearchFigures",
     "encode_split",
     "evaluate",
     "evaluate_dataset",
@@ -35,8 +33,6 @@ __all__ = [
 
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-Probes = int | Literal["exact"]
-FiledBy = Literal["nearest", "label"]
 
 DEFAULT_PROBES: tuple[Probes, ...] = (1, 2, 5, "exact")
 PRECISION_AT, RECALL_AT = (20, 100), (1, 5, 10)
@@ -48,76 +44,6 @@ TIMED_K, MOST_TIMED = 100, 200
 BLOCK_BYTES, BYTES_A_PAIR = 256 << 20, 40
 GALLERY_BLOCK = 16_384
 PICTURES_AT_ONCE = 2048
-
-
-@dataclass(frozen=True)
-class SearchFigures:
-    """What one way to search reaches. Shares, not percent; milliseconds and share scanned are those of k = 100."""
-
-    mode: Literal["exhaustive", "two-stage"]
-    distance: Distance
-    filed_by: FiledBy | None
-    probes: Probes | None
-    map: float
-    precision_at: dict[str, float]
-    recall_at: dict[str, float]
-    scanned_share: float
-    milliseconds_per_query: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was measured, with its protocol and counts."""
-
-    dataset: str
-    queries: int
-    gallery: int
-    classes: int
-    dim: int
-    distance: Distance
-    """The model's own: per_class and precision_recall are by it."""
-    search: tuple[SearchFigures, ...]
-    per_class: dict[str, float | None]
-    """Mean AP of the class's queries, exhaustive; None for a class without queries."""
-    queries_without_relevant: int
-    precision_recall: tuple[float, ...]
-    """Interpolated precision, exhaustive, at recall 0, 0.01, ..., 1."""
-    expanded: bool = False
-    """Whether the queries were turned to the anchors of the classes they look like."""
-
-    def figures(
-        self, mode: str, distance: str, filed_by: str | None = None, probes: Probes | None = None
-    ) -> SearchFigures:
-        """Return the figures of one way to search; raise InputError when it was not measured."""
-        for row in self.search:
-            if (row.mode, row.distance, row.filed_by, row.probes) == (mode, distance, filed_by, probes):
-                return row
-        raise InputError(f"{mode} search by {distance}, filed by {filed_by}, probes {probes} was not measured")
-
-    def headline(self) -> dict[str, float]:
-        """Return the few figures that stand for all: exhaustive search by the model's distance."""
-        row = self.figures("exhaustive", self.distance)
-        return {
-            "map": row.map,
-            "precision_at_20": row.precision_at["20"],
-            "recall_at_1": row.recall_at["1"],
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `kedge evaluate --json` prints."""
-        return {
-            "dataset": self.dataset,
-            "queries": self.queries,
-            "gallery": self.gallery,
-            "classes": self.classes,
-            "dim": self.dim,
-            "distance": self.distance,
-            "expanded": self.expanded,
-            "queries_without_relevant": self.queries_without_relevant,
-            "search": [vars(row) for row in self.search],
-            "per_class": self.per_class,
-            "precision_recall": list(self.precision_recall),
-        }
 
 
 def evaluate(

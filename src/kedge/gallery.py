@@ -5,7 +5,6 @@ is derived from the table when it is first needed, and again when the table has 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,69 +16,24 @@ import pyarrow.compute as pc
 
 from kedge.calibration import nearest_anchor_distances
 from kedge.checksums import Checksums, Damage
-from kedge.disk_search import DiskIndex, Found
+from kedge.disk_search import DiskIndex
 from kedge.duplicates import DuplicateGroup, duplicate_groups
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, WorkError
 from kedge.export_gallery import ExportFormat, export_rows
 from kedge.gallery_folder import FORMAT_VERSION, TABLE, GalleryFolder
+from kedge.hits import Found, Hit, SearchResult
 from kedge.intake import AddReport, FileBy, Intake, Progress
+from kedge.memory_search import MemoryIndex
 from kedge.model import Model
 from kedge.pictures_table import PicturesTable, Version, is_lost
 from kedge.queries import Order, Probes, Query, check_search, read_query
 from kedge.reindexing import reindex
 from kedge.runtime import Precision, Runtime, describe_runtime
-from kedge.search import TwoStageIndex
 from kedge.sources import Labels, list_sources
 from kedge.vectors import check_vectors, read_vectors, ready_made
 
-__all__ = ["FORMAT_VERSION", "AddReport", "Gallery", "Hit", "SearchResult"]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A picture that a search found: `rank` counts from 1, `distance` is Euclidean, it is filed under `anchor`."""
-
-    rank: int
-    id: str
-    path: str | None
-    label: str | None
-    distance: float
-    anchor: str
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What one query found, best first; `probed` names the anchors looked under, nearest first.
-
-    `scanned_share` is the share of the gallery's pictures that the query was compared with. `percentile` says how many
-    percent of the model's held-out pictures lie nearer to an anchor than the query does; `known` is False when it lies
-    farther than 95 % of them, as pictures of other classes tend to. Both are None for a model without such pictures.
-    """
-
-    query: str
-    hits: tuple[Hit, ...]
-    probed: tuple[str, ...]
-    scanned_share: float
-    known: bool | None = None
-    percentile: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """One version of the table in memory; row i of each part is the same picture."""
-
-    version: int
-    index: TwoStageIndex
-    row_ids: npt.NDArray[np.uint64]
-    by_row_id: npt.NDArray[np.int64]  # the order in which these ascend
-    said: pa.Table  # id, path, label, anchor
-
-    def matching(self, row_ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Say of each row whether it is one of some."""
-        matches = np.zeros(len(self.row_ids), dtype=np.bool_)
-        matches[self.by_row_id[np.searchsorted(self.row_ids, row_ids, sorter=self.by_row_id)]] = True
-        return matches
+__all__ = ["FORMAT_VERSION", "AddReport", "Gallery"]
 
 
 class Gallery:
@@ -107,8 +61,8 @@ class Gallery:
         self._table = PicturesTable.open(folder.table, cache_bytes=self._cache if self._on_disk else None)
         self._anchors = folder.model.search_anchors
         self._encoder: Encoder | None = None
-        self._loaded: _Loaded | None = None
-        self._disk: tuple[int, DiskIndex] | None = None
+        self._index: MemoryIndex | DiskIndex | None = None
+        self._indexed = -1
 
     @classmethod
     def create(cls, path: str | Path, model: Model | str | Path, *, precision: Precision | None = None) -> Self:
@@ -152,7 +106,7 @@ class Gallery:
 
     def close(self) -> None:
         """Let go of what is held in memory; the gallery on disk is whole at any time."""
-        self._loaded = self._encoder = self._disk = None
+        self._index = self._encoder = None
 
     @property
     def encoder(self) -> Encoder:
@@ -379,10 +333,7 @@ class Gallery:
         doubts = self._doubts(vectors)
         if expand:
             vectors = self.model.expand(vectors)
-        if self._on_disk:
-            total, found = self._search_on_disk(vectors, k, probes, order, where)
-        else:
-            total, found = self._search_in_memory(vectors, k, probes, order, where)
+        total, found = self._find(vectors, k, probes, order, where)
         results = []
         for name, one, doubt in zip(names, found, doubts, strict=True):
             near = one.distances <= (np.inf if max_distance is None else max_distance)
@@ -395,33 +346,32 @@ class Gallery:
             results.append(SearchResult(name, hits, probed, one.scanned / max(1, total), *doubt))
         return results
 
-    def _search_in_memory(
+    def _find(
         self, vectors: npt.NDArray[np.float32], k: int, probes: Probes, order: Order, where: str | None
     ) -> tuple[int, list[Found]]:
-        """Return the number of pictures, and what each query found."""
-        loaded, allowed = self._loaded_for(where)
-        total = len(loaded.said)
-        if not total or not len(vectors) or (allowed is not None and not allowed.any()):
-            return total, [_nothing(loaded.said)] * len(vectors)
-        near = loaded.index.search(vectors, k, probes, allowed=allowed, fill=True, order=order)
-        return total, [
-            Found(loaded.said.take(ids[ids >= 0]), distances[ids >= 0], probed, int(scanned))
-            for ids, distances, probed, scanned in zip(near.ids, near.distances, near.probed, near.scanned, strict=True)
-        ]
+        """Return the number of pictures, and what each query found, in the newest version."""
+        for attempt in range(3):
+            self._check_still_there()
+            self._table.refresh()
+            try:
+                index = self._newest_index()
+                return index.total, index.search(vectors, k, probes, where=where, order=order)
+            except WorkError as error:
+                # Another process compacted the gallery under our hands: the next version has the same pictures.
+                if attempt == 2 or not is_lost(error):
+                    raise
+        raise AssertionError("unreachable")
 
-    def _search_on_disk(
-        self, vectors: npt.NDArray[np.float32], k: int, probes: Probes, order: Order, where: str | None
-    ) -> tuple[int, list[Found]]:
-        self._check_still_there()
-        self._table.refresh()
-        if self._disk is None or self._disk[0] != self._table.version:
-            index = DiskIndex(self._table, self._anchors)
-            self._sum()
-            self._disk = self._table.version, index
-        total = self._table.count()
-        if not total or not len(vectors) or not self._table.count(where):
-            return total, [_nothing(self._table.find("id", [], ("id", "path", "label", "anchor")))] * len(vectors)
-        return total, self._disk[1].search(vectors, k, probes, where=where, order=order)
+    def _newest_index(self) -> MemoryIndex | DiskIndex:
+        if self._index is None or self._indexed != self._table.version:
+            self._index = None  # Two of them need not fit into memory.
+            if self._on_disk:
+                self._index = DiskIndex(self._table, self._anchors)
+                self._sum()
+            else:
+                self._index = MemoryIndex(self._table, self._anchors, half=self._half)
+            self._indexed = self._table.version
+        return self._index
 
     def _doubts(self, vectors: npt.NDArray[np.float32]) -> list[tuple[bool | None, float | None]]:
         """Return (known, percentile) of each query."""
@@ -502,42 +452,3 @@ class Gallery:
         if not self._folder.table.exists():
             now = GalleryFolder.open(self.folder).model.fingerprint
             raise GalleryError(f"{self.folder} went over to model {now} meanwhile: open it again")
-
-    def _loaded_for(self, where: str | None) -> tuple[_Loaded, npt.NDArray[np.bool_] | None]:
-        """The newest version in memory, and which of its rows match the filter."""
-        self._check_still_there()
-        for attempt in range(3):
-            self._table.refresh()
-            try:
-                if self._loaded is None or self._loaded.version != self._table.version:
-                    self._loaded = None  # Two of them need not fit into memory.
-                    self._loaded = self._load()
-                loaded = self._loaded
-                return loaded, None if where is None else loaded.matching(self._table.row_ids(where))
-            except WorkError as error:
-                # Another process compacted the gallery under our hands: the next version has the same pictures.
-                if attempt == 2 or not is_lost(error):
-                    raise
-        raise AssertionError("unreachable")
-
-    def _load(self) -> _Loaded:
-        rows = self._table.read(["id", "path", "label", "anchor", "rho", "gap"], row_ids=True)
-        numbers = {name: number for number, name in enumerate(self._anchors.names)}
-        anchors = rows["anchor"].combine_chunks().dictionary_encode()
-        by_code = np.asarray([numbers[name] for name in anchors.dictionary.to_pylist()], dtype=np.int64)
-        buckets = by_code[np.asarray(anchors.indices)] if len(rows) else np.zeros(0, dtype=np.int64)
-        index = TwoStageIndex(
-            self._table.embeddings(),
-            self._anchors.vectors,
-            buckets,
-            rho=rows["rho"].to_numpy(),
-            gap=rows["gap"].to_numpy(),
-            dtype=np.float16 if self._half else np.float32,
-        )
-        said = rows.select(["id", "path", "label", "anchor"]).combine_chunks()
-        row_ids = rows["_rowid"].to_numpy()
-        return _Loaded(self._table.version, index, row_ids, np.argsort(row_ids, kind="stable"), said)
-
-
-def _nothing(said: pa.Table) -> Found:
-    return Found(said.slice(0, 0), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), 0)

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from PIL.Image import Image
 
-from kedge.gallery import Hit, SearchResult
+from kedge.hits import Hit, SearchResult
 from kedge.page.layout import escape, frame, percent, picture_tag
 from kedge.picture import thumbnail
 

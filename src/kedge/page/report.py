@@ -13,7 +13,8 @@ from kedge.anchors import Anchors
 from kedge.datasets import Dataset
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
-from kedge.evaluation import DEFAULT_PROBES, Probes, Report, SearchFigures, evaluate_dataset, load_for
+from kedge.evaluation import DEFAULT_PROBES, evaluate_dataset, load_for
+from kedge.figures import Probes, Report, SearchFigures
 from kedge.model import REPORT, Model
 from kedge.page import plots
 from kedge.page.layout import escape, frame, percent, picture_tag
