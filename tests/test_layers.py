@@ -24,9 +24,9 @@ LAYERS = [
     {"sources", "vectors", "checksums", "duplicates", "export_gallery"},
     {"search", "encoder", "datasets", "losses", "network", "augmentation"},
     {"bounds"},
-    {"filing"},
+    {"filing", "figures"},
     {"model"},
-    {"calibration", "figures"},
+    {"calibration"},
     {"anchors", "hits", "keys", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
     {"errors"},
 ]
