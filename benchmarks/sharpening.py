@@ -2,9 +2,10 @@
 
     python benchmarks/sharpening.py MODEL [MODEL ...]
 
-Models are `cam-sphere`, trained with `--config` of `sharpening = 1.0`, so that what they store can be sharpened here.
-Queries: the validation pictures of each model's training data; gallery: the pictures it was trained on. Writes a table
-in Markdown: mAP and R@1 by power, query expansion among them as the power of 3 on the query alone.
+Models of `cam-sphere` are trained with `--config` of `sharpening = 1.0`, so that what they store can be sharpened here.
+Those of other losses are turned to their class means, once the mean of all vectors is taken off. Queries: validation
+pictures, in those trained on; with --test the test pictures, in all training pictures. Writes a table in Markdown: mAP
+and R@1 by power, query expansion among them as the power of 3 on the query alone.
 """
 
 import sys
@@ -28,17 +29,22 @@ def turned(vectors, anchors, power):
 
 
 def main():
-    print(f"{date.today()}, kedge {version('kedge')}; mAP / R@1 of validation pictures.\n")
-    print(f"| data, classes | turned | {' | '.join(f'power {power:g}' for power in POWERS)} |")
-    print("|---|---|" + "---|" * len(POWERS))
-    for folder in sys.argv[1:]:
+    print(f"{date.today()}, kedge {version('kedge')}; mAP / R@1.\n")
+    print(f"| loss | data, classes | turned | {' | '.join(f'power {power:g}' for power in POWERS)} |")
+    print("|---|---|---|" + "---|" * len(POWERS))
+    on_test = "--test" in sys.argv
+    for folder in (argument for argument in sys.argv[1:] if argument != "--test"):
         model = kedge.Model.load(folder)
         if model.card.trained.get("sharpening", 1.0) != 1.0:
             sys.exit(f"{folder} stores sharpened embeddings: train it with sharpening = 1.0")
         dataset = load_for(model, model.card.trained["data"])
         encoder, anchors = kedge.Encoder(model), model.search_anchors.vectors
-        queries, labels, _ = encode_split(encoder, dataset.validation)
-        gallery, gallery_labels, _ = encode_split(encoder, dataset.train)
+        queries, labels, _ = encode_split(encoder, dataset.test if on_test else dataset.validation)
+        gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery if on_test else dataset.train)
+        if "sharpening" not in model.card.trained:
+            centre = unit_length(gallery).mean(axis=0)
+            queries, gallery = (unit_length(unit_length(vectors) - centre) for vectors in (queries, gallery))
+            anchors = kedge.Anchors.from_means(dataset.classes, gallery, gallery_labels).unit().vectors
         for name, both in (("both sides", True), ("the query alone", False)):
             cells = []
             for power in POWERS:
@@ -46,7 +52,8 @@ def main():
                 asked = turned(queries, anchors, power)
                 found = exhaustive_scores(asked, labels, searched, gallery_labels, "cosine")
                 cells.append(" / ".join(f"{100 * figure:.1f}" for figure in found))
-            print(f"| {dataset.name}, {len(dataset.classes)} | {name} | {' | '.join(cells)} |", flush=True)
+            loss = model.card.trained["loss"]
+            print(f"| {loss} | {dataset.name}, {len(dataset.classes)} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

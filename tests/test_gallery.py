@@ -372,6 +372,18 @@ def test_a_filter_gives_k_hits_wherever_they_are_filed(gallery, photos):
     assert {hit.label for hit in gallery.search(photos / "red" / "0.png", where="anchor = 'green'").hits} == {"green"}
 
 
+def test_a_filter_asked_again_gives_what_matches_now(gallery, photos):
+    gallery.add(photos)
+    query = photos / "red" / "0.png"
+    for _ in range(2):
+        for number in range(20):
+            found = gallery.search(query, where=f"label = 'red' and {number} = {number}").hits
+            assert {hit.label for hit in found} == {"red"}
+    gallery.remove(where="label = 'red'")
+    assert gallery.search(query, where="label = 'red' and 1 = 1").hits == ()
+    assert len({len(gallery.search(query, where="random() < 0.5").hits) for _ in range(30)}) > 1
+
+
 def test_a_wrong_search_says_what_there_is(gallery, photos):
     query = photos / "red" / "0.png"
     assert gallery.search(query).hits == ()

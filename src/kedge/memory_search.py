@@ -1,5 +1,7 @@
 """MemoryIndex: the two-stage search of a gallery whose vectors are held in memory; `DiskIndex` does without."""
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +14,9 @@ from kedge.search import TwoStageIndex
 __all__ = ["MemoryIndex"]
 
 _SAID = ["id", "path", "label", "anchor"]
+# Filters whose matches are kept, a byte a picture each; and words of those that may match others the next time.
+_FILTERS_KEPT = 16
+_CHANGING = re.compile(r"\b(now|random|uuid|today|current_\w+)\b", re.IGNORECASE)
 
 
 class MemoryIndex:
@@ -35,6 +40,7 @@ class MemoryIndex:
         self._said = rows.select(_SAID).combine_chunks()
         self._row_ids = rows["_rowid"].to_numpy()
         self._by_row_id = np.argsort(self._row_ids, kind="stable")
+        self._matches: dict[str, npt.NDArray[np.bool_]] = {}
 
     def search(
         self, queries: npt.NDArray[np.float32], k: int, probes: Probes, *, where: str | None, order: Order
@@ -50,8 +56,14 @@ class MemoryIndex:
         ]
 
     def _matching(self, where: str) -> npt.NDArray[np.bool_]:
-        """Say of each row whether it matches the filter."""
+        """Say of each row whether it matches the filter; a filter asked for again is not worked out again."""
+        if where in self._matches:
+            return self._matches[where]
         matches = np.zeros(self.total, dtype=np.bool_)
         row_ids = self._table.row_ids(where)
         matches[self._by_row_id[np.searchsorted(self._row_ids, row_ids, sorter=self._by_row_id)]] = True
+        if not _CHANGING.search(where):
+            if len(self._matches) == _FILTERS_KEPT:
+                del self._matches[next(iter(self._matches))]
+            self._matches[where] = matches
         return matches
