@@ -105,6 +105,8 @@ def test_sharpening_is_chosen_by_validation_pictures(trained, photos, tmp_path, 
     """Every power's mAP and R@1, worked out by scikit-learn from what the unsharpened model stores."""
     assert trained.card.trained["sharpening"] == 1.0  # seven pictures cannot tell
     monkeypatch.setattr("kedge.training.LEAST_CHOSEN_BY", 7)
+    few = kedge.train(photos, tmp_path / "few", shots=5, **FAST)
+    assert few.card.trained["sharpening"] == 1.0
     sharp = kedge.train(photos, tmp_path / "sharp", **FAST)
     dataset = kedge.load_dataset(photos, membership=trained.splits())
     encoder, anchors = Encoder(trained), torch.from_numpy(trained.anchors.vectors)

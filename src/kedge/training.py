@@ -236,11 +236,11 @@ def _sharpen(
     """Sharpen what is stored and the vectors given, in place; return the settings with the power.
 
     It is the one with the highest mAP of those that cost no R@1, of validation pictures in the training pictures; 1
-    where few are held out.
+    where few are held out, and with few shots: these lie at their anchors, as the rest of a gallery does not.
     """
     if stored.anchors is None:
         return settings
-    if settings.sharpening is None and len(validation) >= LEAST_CHOSEN_BY:
+    if settings.sharpening is None and settings.shots is None and len(validation) >= LEAST_CHOSEN_BY:
         queries, gallery = validation.drawn(MOST_CHOSEN_BY), training.drawn(MOST_CHOSEN_AMONG)
         on = stored.anchors.device
 
