@@ -23,7 +23,7 @@ def test_class_without_pictures_is_named():
 
 
 @settings(max_examples=30, deadline=None)
-@given(count=st.integers(1, 40), anchors=st.integers(1, 9), dim=st.integers(1, 5), seed=st.integers(0, 99))
+@given(count=st.integers(1, 40), anchors=st.integers(2, 9), dim=st.integers(2, 5), seed=st.integers(0, 99))
 def test_distances_and_nearest_equal_a_slow_loop(count, anchors, dim, seed):
     random = np.random.default_rng(seed)
     vectors, points = random.normal(size=(count, dim)), random.normal(size=(anchors, dim))
@@ -42,19 +42,27 @@ def test_zero_vector_stays_zero():
 
 
 def test_expansion_by_hand():
-    # Cosines 0.6 and -0.8 with the two anchors; their cubes weigh them.
-    found = expand_queries(np.array([[0.6, 0.0, -0.8]]), np.eye(3)[[0, 2]])
-    assert np.allclose(found, np.array([[0.216, 0.0, -0.512]]) / np.hypot(0.216, 0.512))
+    # Anchors at 0, 120 and 240 degrees about their centre; the query, at 20, has cosines 0.9397, -0.1736 and -0.7660.
+    angles = np.radians([0, 120, 240, 20])
+    points = np.column_stack([np.cos(angles), np.sin(angles)])
+    x, y = 0.57138 + 0.5 * 0.09084, 0.86603 * 0.09084
+    assert np.allclose(expand_queries(5 * points[3:], points[:3]), 5 * np.array([[x, y]]) / np.hypot(x, y), atol=1e-4)
+    # What anchors share is taken off; a single one leaves the query as it is.
+    assert np.allclose(expand_queries(np.array([[0.6, 0.8]]), np.eye(2)), np.array([[-1, 1]]) / 2**0.5)
+    assert np.allclose(expand_queries(np.array([[0.6, 0.8]]), np.eye(2)[:1]), [[0.6, 0.8]])
 
 
 @settings(max_examples=20, deadline=None)
-@given(count=st.integers(1, 5), anchors=st.integers(1, 9), dim=st.integers(1, 5), seed=st.integers(0, 99))
+@given(count=st.integers(1, 5), anchors=st.integers(2, 9), dim=st.integers(2, 5), seed=st.integers(0, 99))
 def test_expansion_equals_a_slow_loop(count, anchors, dim, seed):
     random = np.random.default_rng(seed)
     queries, points = (unit_length(random.normal(size=(size, dim))) for size in (count, anchors))
     for query, found in zip(queries.astype(float), expand_queries(queries, points), strict=True):
-        total = sum((query @ point) ** 3 * point for point in points.astype(float))
-        assert np.allclose(found, total / np.linalg.norm(total), atol=1e-5)
+        centre = points.astype(float).mean(axis=0)
+        apart = [(point - centre) / np.linalg.norm(point - centre) for point in points.astype(float)]
+        asked = (query - centre) / np.linalg.norm(query - centre)
+        total = sum((asked @ point) ** 9 * point for point in apart)
+        assert np.allclose(found, total / np.linalg.norm(total), atol=1e-3)
 
 
 def test_saved_and_loaded(tmp_path):

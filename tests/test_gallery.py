@@ -552,16 +552,14 @@ def test_hits_beyond_the_largest_distance_are_left_out(gallery):
 
 def test_an_expanded_query_is_searched_in_its_place(tmp_path, gallery):
     rows = unit_vectors(200, seed=2)
-    with pytest.raises(ModelError, match="cam-sphere"):
-        gallery.search_vectors(rows[:3], expand=True)
+    gallery.add_vectors(rows)
+    found = gallery.search_vectors(rows[:3], 9, "exact", expand=True)
+    expanded = expand_queries(rows[:3], gallery.model.search_anchors.vectors)
+    expected = gallery.search_vectors(expanded, 9, "exact")
     model = make_model(tmp_path / "model")
-    trained = {"loss": "cam-sphere", "features": "embedding", "sharpening": 1.5}
-    model.write_card(model.card.model_copy(update={"trained": trained}))
-    with kedge.Gallery.create(tmp_path / "sphere", kedge.Model.load(model.folder)) as sphere:
-        sphere.add_vectors(rows)
-        expanded = expand_queries(rows[:3], sphere.model.search_anchors.vectors)
-        found = sphere.search_vectors(rows[:3], 9, "exact", expand=True)
-        expected = sphere.search_vectors(expanded, 9, "exact")
+    model.write_card(model.card.model_copy(update={"distance": "l2"}))
+    with pytest.raises(ModelError, match="--distance cosine"):
+        kedge.Model.load(model.folder).expand(rows[:3])
     for one, other in zip(found, expected, strict=True):
         assert [hit.id for hit in one.hits] == [hit.id for hit in other.hits]
         assert [hit.distance for hit in one.hits] == pytest.approx([hit.distance for hit in other.hits])

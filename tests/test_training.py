@@ -132,7 +132,9 @@ def test_expanded_queries_are_evaluated(trained, photos):
     dataset = kedge.load_dataset(photos, membership=trained.splits())
     encoder, anchors = Encoder(trained), trained.anchors.vectors.astype(np.float64)
     queries, gallery = (encoder.encode(split.decode(32).pixels) for split in (dataset.test, dataset.gallery))
-    expanded = (queries @ anchors.T) ** 3 @ anchors
+    centre = anchors.mean(axis=0)
+    apart, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (anchors - centre, queries - centre))
+    expanded = (asked @ apart.T) ** 9 @ apart
     cosines = expanded / np.linalg.norm(expanded, axis=1, keepdims=True) @ gallery.T
     expected = [
         average_precision_score(dataset.gallery.labels == label, row)

@@ -18,7 +18,7 @@ Vectors = npt.NDArray[np.float32]
 
 _BLOCK_BYTES = 64 << 20
 # Power of the cosines that weigh anchors in query expansion; odd, so that it keeps their sign.
-EXPANSION = 3
+EXPANSION = 9
 
 
 def squared_distances(queries: npt.NDArray[np.floating], points: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -104,13 +104,22 @@ class Anchors:
 
 
 def expand_queries(queries: npt.NDArray[np.floating], anchors: npt.NDArray[np.floating]) -> Vectors:
-    """Return the unit vectors along sum_j cos_j^3 a_j, shape (n, d), cos_j = q . a_j.
+    """Return queries (n, d) turned to the anchors (t, d) that they lie near, of the same norms, to compare by cosine.
 
-    queries (n, d) and anchors (t, d) are unit vectors. This is alpha-weighted query expansion, alpha = 3 (Radenović et
-    al., arXiv:1711.02512), with class anchors in the place of the pictures found first: one search does.
+    Anchors and queries are made unit length. With c the anchors' mean, u(x) the unit vector along x - c and
+    cos_j = u(q) . u(a_j), a query is turned to sum_j cos_j^9 u(a_j). This is alpha-weighted query expansion (Radenović
+    et al., arXiv:1711.02512) with class anchors in the place of the pictures found first: one search does. What all
+    anchors have in common is taken off, or it would be all that the powers leave.
     """
-    cosines = queries.astype(np.float64) @ anchors.T.astype(np.float64)
-    return unit_length(cosines**EXPANSION @ anchors.astype(np.float64))
+    points = unit_length(anchors).astype(np.float64)
+    centre = points.mean(axis=0)
+    points = unit_length(points - centre).astype(np.float64)
+    asked = unit_length(queries).astype(np.float64)
+    turned = unit_length((unit_length(asked - centre) @ points.T) ** EXPANSION @ points)
+    # A single anchor says nothing, nor do several to a query that lies at their centre.
+    lost = ~turned.any(axis=1)
+    turned[lost] = asked[lost]
+    return (turned * np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
 
 
 def unit_length(vectors: npt.NDArray[np.floating]) -> Vectors:

@@ -15,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from kedge.anchors import expand_queries
 from kedge.datasets import Dataset, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, KedgeError
-from kedge.evaluation import encode_split, evaluate_embedded
-from kedge.figures import Report, SearchFigures
+from kedge.evaluation import encode_split, evaluate_embedded, exhaustive_scores
+from kedge.figures import SearchFigures
 from kedge.losses import loss_recipe
 from kedge.model import Model
 from kedge.training import train
 
 __all__ = ["measure", "validate"]
+
+Labelled = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 # The two-stage search that is compared beside the exhaustive one.
 PROBES = (1,)
@@ -45,8 +49,8 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
     """Train a model and return what it reaches: shares by column name, seconds, milliseconds a step, MB.
 
     Columns begin with the way to search: `l2`, `cosine`: exhaustive; `probed_l2`, `probed_cosine`: two-stage, filed by
-    nearest, one probe. `shots_…`: a gallery of the pictures drawn to train on. `unseen_…`: queries and gallery of the
-    classes that were left out.
+    nearest, one probe; `expanded`: exhaustive by cosine, queries expanded. `shots_…`: a gallery of the pictures drawn
+    to train on. `unseen_…`: queries and gallery of the classes that were left out.
     """
     settings = {**settings, "seed": settings.get("seed", 0)}
     whole: Dataset | None = None
@@ -72,7 +76,7 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
     gallery, gallery_labels, hashes = encode_split(encoder, dataset.gallery)
     row |= {"classes": len(dataset.classes), "queries": len(queries), "gallery": len(gallery)}
     asked = queries, query_labels
-    row |= _columns(evaluate_embedded(model, dataset, asked, (gallery, gallery_labels), PROBES), "")
+    row |= _columns(model, dataset, asked, (gallery, gallery_labels), "")
     if settings.get("shots"):
         drawn = load_dataset(
             data,
@@ -83,7 +87,7 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
         ).train.hashes
         shown = np.isin(hashes, drawn)
         few = gallery[shown], gallery_labels[shown]
-        row |= _columns(evaluate_embedded(model, dataset, asked, few, PROBES), "shots_")
+        row |= _columns(model, dataset, asked, few, "shots_")
     if whole is not None:
         row |= _unseen(model, encoder, whole, settings["classes"])
     return row
@@ -93,12 +97,14 @@ def _unseen(model: Model, encoder: Encoder, whole: Dataset, trained: int) -> dic
     """Return the figures on the classes from number `trained` on: no picture of theirs was trained on."""
     queries, query_labels, _ = encode_split(encoder, whole.test[np.flatnonzero(whole.test.labels >= trained)])
     gallery, gallery_labels, _ = encode_split(encoder, whole.gallery[np.flatnonzero(whole.gallery.labels >= trained)])
-    report = evaluate_embedded(model, whole, (queries, query_labels), (gallery, gallery_labels), PROBES)
-    return _columns(report, "unseen_")
+    return _columns(model, whole, (queries, query_labels), (gallery, gallery_labels), "unseen_")
 
 
-def _columns(report: Report, prefix: str) -> dict[str, float]:
-    columns: dict[str, float] = {}
+def _columns(model: Model, dataset: Dataset, queries: Labelled, gallery: Labelled, prefix: str) -> dict[str, float]:
+    report = evaluate_embedded(model, dataset, queries, gallery, PROBES)
+    vectors, labels = queries
+    found = exhaustive_scores(expand_queries(vectors, model.anchors.vectors), labels, *gallery, "cosine")
+    columns = {f"{prefix}expanded_{name}": round(share, 5) for name, share in zip(("map", "r1"), found, strict=True)}
     for distance in ("l2", "cosine"):
         columns |= _shares(report.figures("exhaustive", distance), f"{prefix}{distance}")
         probed = report.figures("two-stage", distance, "nearest", 1)

@@ -134,14 +134,13 @@ class Model:
     def expand(self, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return queries, (n, d) as they are searched with, turned to the anchors of the classes they look like.
 
-        A search then ranks by class more than by likeness (docs/method.md). Raises ModelError for a model whose loss
-        learned no anchors on a sphere: means of other embeddings lead astray.
+        A search then ranks by class more than by likeness (docs/method.md). Raises ModelError for a model that searches
+        by L2: what comes of it has no length of its own.
         """
-        if "sharpening" not in self.card.trained or self.card.trained.get("features") != "embedding":
-            loss, features = (self.card.trained.get(name, "unknown") for name in ("loss", "features"))
+        if self.card.distance != "cosine":
             raise ModelError(
-                f"queries are expanded by the anchors that cam-sphere learns for its embedding; {self.folder} stores "
-                f"features '{features}' of loss '{loss}'"
+                f"queries are expanded where search is by cosine; {self.folder} searches by {self.card.distance}: "
+                "train it with --distance cosine"
             )
         return expand_queries(queries, self.search_anchors.vectors)
 

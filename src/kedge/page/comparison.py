@@ -17,7 +17,8 @@ EXPLAINED = (
     "Queries: test pictures; gallery: the whole training set unless a heading says otherwise; a gallery picture is "
     "relevant when it has the query's class. mAP counts what was not returned as missed. Exhaustive search by L2 and "
     "by cosine; P@k, R@1 and two-stage search (filed by nearest, one anchor probed) by the model's own distance, "
-    "the better of both on validation pictures. Percent, mean ± standard deviation over seeds."
+    "the better of both on validation pictures; expanded: exhaustive by cosine, queries turned to the anchors of the "
+    "classes they look like. Percent, mean ± standard deviation over seeds."
 )
 
 
@@ -102,7 +103,10 @@ def _tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
-    columns = ("loss", "mAP (L2)", "mAP (cosine)", "P@20", "P@100", "R@1", "two-stage mAP", "P@20", "R@1", "looked at")
+    columns = (
+        *("loss", "mAP (L2)", "mAP (cosine)", "P@20", "P@100", "R@1", "two-stage mAP", "P@20", "R@1", "looked at"),
+        *("expanded mAP", "R@1"),
+    )
 
     def own(figure: str, probed: str = "") -> Callable[[Row], float]:
         return lambda row: row[f"{prefix}{probed}{row['distance']}_{figure}"]
@@ -112,6 +116,7 @@ def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
         lambda row: row[f"{prefix}cosine_map"],
         *(own(figure) for figure in ("p20", "p100", "r1")),
         *(own(figure, "probed_") for figure in ("map", "p20", "r1", "scanned")),
+        *(lambda row, name=name: row.get(f"{prefix}expanded_{name}", np.nan) for name in ("map", "r1")),
     ]
     lines = tuple(
         (loss, *(_spread([100 * figure(row) for row in found]) for figure in figures))
@@ -127,11 +132,11 @@ def _ratios(group: _Group) -> _Table:
     columns = ("figure", "best with class anchors", "best other", "ratio", "ratio of 1 - mAP", "R@1, points")
     lines = []
     for prefix, what in (("", ""), ("shots_", ", gallery of the shots"), ("unseen_", ", unseen classes")):
-        for figure, distance in (("l2_map", "L2"), ("cosine_map", "cosine")):
+        for figure, way in (("l2_map", "L2"), ("cosine_map", "cosine"), ("expanded_map", "expanded")):
             means = {
                 loss: float(np.mean([row[prefix + figure] for row in found]))
                 for loss, found in group.by_loss.items()
-                if prefix + figure in found[0]
+                if all(prefix + figure in row for row in found)
             }
             anchored = [loss for loss in means if group.by_loss[loss][0]["learns_anchors"]]
             readouts = [loss for loss in means if group.by_loss[loss][0].get("features") == "softmax"]
@@ -140,9 +145,9 @@ def _ratios(group: _Group) -> _Table:
                 if anchored and rivals:
                     best, other = max(anchored, key=means.__getitem__), max(rivals, key=means.__getitem__)
                     ours, theirs = means[best], means[other]
-                    own, their = (_recall(group.by_loss[loss], prefix) for loss in (best, other))
+                    own, their = (_recall(group.by_loss[loss], prefix, way) for loss in (best, other))
                     cells = (
-                        f"mAP ({distance}){what}",
+                        f"mAP ({way}){what}",
                         f"{best} {100 * ours:.1f}",
                         f"{other} {100 * theirs:.1f}",
                         f"{ours / max(1e-9, theirs):.3f}",
@@ -153,8 +158,9 @@ def _ratios(group: _Group) -> _Table:
     return _Table(f"{group.title}: class anchors against the best other loss", columns, tuple(lines))
 
 
-def _recall(rows: Sequence[Row], prefix: str) -> float:
-    return float(np.mean([row[f"{prefix}{row['distance']}_r1"] for row in rows]))
+def _recall(rows: Sequence[Row], prefix: str, way: str) -> float:
+    """Return R@1 by the model's own distance, or of expanded queries."""
+    return float(np.mean([row[f"{prefix}{way if way == 'expanded' else row['distance']}_r1"] for row in rows]))
 
 
 def _cost(group: _Group) -> _Table:
@@ -213,6 +219,9 @@ def _in_order(
 
 
 def _spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return mean ± standard deviation; a dash where not every row has the figure."""
+    if not np.isfinite(values).all():
+        return "-"
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
