@@ -33,7 +33,7 @@ def test_a_whole_gallery_has_no_damage(filled):
     with Gallery.open(filled) as gallery:
         assert gallery.check() == []
         parts = {path.split("/")[1] if path.startswith("pictures") else path for path in gallery._files()}
-        assert {"data", "_versions", "_deletions", "gallery.json", "model/encoder.onnx"} <= parts
+        assert {"data", "_versions", "_deletions", "model/encoder.onnx"} <= parts
 
 
 @pytest.mark.parametrize("at", [0, 137, -1, -200])
@@ -52,6 +52,17 @@ def test_a_flipped_byte_is_named_wherever_it_lies(filled, at):
             assert not name.startswith("pictures.lance/data"), "data can be damaged without keeping the gallery shut"
         finally:
             path.write_bytes(whole)
+
+
+def test_a_flipped_byte_of_the_card_keeps_the_gallery_shut(filled):
+    path = filled / "gallery.json"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flip(path, at)
+        with pytest.raises(GalleryError):
+            Gallery.open(filled)
+        path.write_bytes(whole)
+    Gallery.open(filled).close()
 
 
 def test_missing_and_shortened_files_are_named(filled):

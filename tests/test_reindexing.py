@@ -11,7 +11,8 @@ import pytest
 
 from kedge.errors import GalleryError, InputError
 from kedge.gallery import Gallery
-from kedge.gallery_folder import MODEL, TABLE
+from kedge.gallery_folder import MODEL, TABLE, GalleryFolder
+from kedge.model import Model
 from tests.models import make_model
 from tests.pictures import draw_classes
 
@@ -75,6 +76,25 @@ def test_a_new_model_takes_over(setting):
         assert back.added == 60
         again.add(folder / "photos")
         assert again.count() == 60
+
+
+def test_a_kill_just_after_the_switch_leaves_a_whole_gallery(setting, monkeypatch):
+    """Nothing is summed or swept away any more; and back again, to the folder that was not."""
+    folder, _, new = setting
+    monkeypatch.setattr(Gallery, "_sum", lambda _: None)
+    monkeypatch.setattr(GalleryFolder, "sweep", lambda _: None)
+    for model in (new, Model.load(folder / "old"), new):
+        with Gallery.open(folder / "gallery") as opened:
+            opened.reindex(model)
+        with Gallery.open(folder / "gallery") as again:
+            assert again.check() == []
+            assert again.count() == 60
+            assert again.model.fingerprint == model.fingerprint
+    monkeypatch.undo()
+    with Gallery.open(folder / "gallery") as again:
+        again.compact()
+        assert again.check() == []
+        assert {path.name for path in again.folder.iterdir()} == {"gallery.json", again._folder.part}
 
 
 def test_missing_pictures_are_said_and_nothing_changes(setting):

@@ -28,10 +28,10 @@ class Damage:
 
 
 class Checksums:
-    """The sums of a folder's files, by path within the folder."""
+    """The sums of a folder's files, by path within the folder; they stand in `part` of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, part: str = ".") -> None:
+        self.folder, self._file = folder, folder / part / FILE
         self._known: dict[str, tuple[int, int]] | None = None
 
     def record(self, paths: Iterable[str]) -> int:
@@ -49,7 +49,7 @@ class Checksums:
             lines.append(f"\n{crc:08x} {size} {path}\n")
         if lines:
             # One write each, appended: lines of other processes stay whole. Each begins anew after a torn one.
-            with (self.folder / FILE).open("ab", buffering=0) as file:
+            with self._file.open("ab", buffering=0) as file:
                 for line in lines:
                     file.write(line.encode())
                 os.fsync(file.fileno())
@@ -80,17 +80,16 @@ class Checksums:
         wanted, known = set(paths), self._read(anew=True)
         self._known = {path: found for path, found in known.items() if path in wanted}
         lines = "".join(f"{crc:08x} {size} {path}\n" for path, (size, crc) in self._known.items())
-        partial = self.folder / f".{FILE}.{uuid4().hex[:8]}"
+        partial = self._file.with_name(f".{FILE}.{uuid4().hex[:8]}")
         partial.write_text(lines, "utf-8")
         # What another process appended meanwhile is lost with this, and summed again at the next write.
-        partial.replace(self.folder / FILE)
+        partial.replace(self._file)
 
     def _read(self, *, anew: bool = False) -> dict[str, tuple[int, int]]:
         if self._known is not None and not anew:
             return self._known
         self._known = {}
-        path = self.folder / FILE
-        text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
+        text = self._file.read_bytes().decode("utf-8", "replace") if self._file.is_file() else ""
         for line in text.splitlines(keepends=True):
             parts = line.rstrip("\n").split(" ", 2)
             if line.endswith("\n") and len(parts) == 3 and len(parts[0]) == 8 and parts[1].isdigit():

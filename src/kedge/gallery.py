@@ -53,11 +53,11 @@ class Gallery:
     ) -> None:
         self.folder, self._runtime = folder.root, runtime
         self._half, self._on_disk, self._cache = half, on_disk, cache << 20
-        self._checksums = Checksums(folder.root)
         self._take(folder)
 
     def _take(self, folder: GalleryFolder) -> None:
         self._folder, self.model = folder, folder.model
+        self._checksums = Checksums(folder.root, folder.part)
         self._table = PicturesTable.open(folder.table, cache_bytes=self._cache if self._on_disk else None)
         self._anchors = folder.model.search_anchors
         self._encoder: Encoder | None = None
@@ -217,7 +217,6 @@ class Gallery:
         fresh = model if isinstance(model, Model) else Model.load(model)
         folder, report = reindex(self._folder, self._table, fresh, drop_missing=drop_missing, progress=progress)
         self._take(folder)
-        self._checksums.keep([])
         self._sum()
         return report
 

@@ -1,21 +1,25 @@
 """Gallery folder: where a gallery's parts lie, and that they belong together.
 
-    gallery.json      format version, fingerprint of the model, and which folder holds the two below ("." at first)
+    gallery.json      format version, fingerprint of the model, which folder holds the three below ("." at first), and
+                      a checksum of all that
     model/            a copy of the model that embeds and files its pictures
     pictures.lance    one row a picture: see `PicturesTable`
-    checksums.txt     what each file held when it was written: see `Checksums`
+    checksums.txt     what each file of these two held when it was written: see `Checksums`
 
-A gallery is whole or absent: it is made beside its place and renamed. A new model comes with a table of its own, both
-in a folder of their own, and takes over when gallery.json is replaced: in one step.
+A gallery is whole or absent: it is made beside its place and renamed. A new model comes with a table and checksums of
+its own, all in a folder of their own, and takes over when gallery.json is replaced: in one step.
 """
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
+from zlib import crc32
 
+from kedge.checksums import FILE as CHECKSUMS
 from kedge.errors import GalleryError, ModelError
 from kedge.model import Model
 from kedge.pictures_table import PicturesTable
@@ -94,8 +98,13 @@ class GalleryFolder:
     def sweep(self) -> None:
         """Remove models and tables that are not, or not yet, the gallery's: of a new model that did not take over."""
         for path in self.root.iterdir():
+            if self.part != "." and path.name == CHECKSUMS:
+                path.unlink(missing_ok=True)
             replaced = path.name in (MODEL, TABLE) and self.part != "."
             if replaced or (path.name.lstrip(".").startswith("model-") and path.name != self.part):
+                # What a kill leaves of it must not be taken for a whole one.
+                with suppress(OSError):
+                    path = path.rename(self.root / f".model-{uuid4().hex[:8]}")
                 shutil.rmtree(path, ignore_errors=True)
 
     def prepare(self, model: Model) -> str:
@@ -111,11 +120,11 @@ class GalleryFolder:
         return part
 
     def files(self, table: PicturesTable) -> list[str]:
-        """Return the files that the gallery is made of now, but for the checksums, by path within the folder."""
+        """Return the files of the model and the table as they are now, by path within the folder."""
         place = self.root / self.part
         model = sorted(path.relative_to(self.root).as_posix() for path in (place / MODEL).rglob("*") if path.is_file())
         prefix = (Path(self.part) / TABLE).as_posix()
-        return [CARD, *model, *(f"{prefix}/{path}" for path in table.files())]
+        return [*model, *(f"{prefix}/{path}" for path in table.files())]
 
 
 def _fill(place: Path, model: Model, precision: Precision | None) -> Model:
@@ -142,10 +151,15 @@ def _not_whole(root: Path, missing: list[str]) -> GalleryError:
 
 
 def _write_card(root: Path, model: Model, part: str) -> None:
-    card = {"format_version": FORMAT_VERSION, "model": model.fingerprint, "part": part}
+    card: dict[str, Any] = {"format_version": FORMAT_VERSION, "model": model.fingerprint, "part": part}
+    card["checksum"] = _sum(card)
     partial = root / f".{CARD}.{uuid4().hex[:8]}"
     partial.write_text(json.dumps(card, indent=2) + "\n", "utf-8")
     partial.replace(root / CARD)
+
+
+def _sum(card: dict[str, Any]) -> str:
+    return f"{crc32(json.dumps(card, sort_keys=True).encode()):08x}"
 
 
 def _read_card(root: Path) -> tuple[str, str]:
@@ -155,10 +169,14 @@ def _read_card(root: Path) -> tuple[str, str]:
     try:
         card = json.loads(path.read_text("utf-8"))
         format_version, fingerprint, part = int(card["format_version"]), str(card["model"]), str(card.get("part", "."))
+        # Cards of the first galleries have no checksum.
+        as_written = card.keys() <= {"format_version", "model", "part"} or card.pop("checksum", None) == _sum(card)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GalleryError(f"{path} cannot be read ({error}): put it back from a backup") from error
     if format_version > FORMAT_VERSION:
         raise GalleryError(
             f"{path} has format version {format_version}, this Kedge reads up to {FORMAT_VERSION}: update Kedge"
         )
+    if not as_written:
+        raise GalleryError(f"{path} holds other bytes than were written: put it back from a backup")
     return fingerprint, part
