@@ -96,18 +96,11 @@ def test_sharpening_leaves_the_corners_of_a_simplex_and_turns_others_to_the_near
     assert float(nearer @ anchors[0]) > float(between @ anchors[0]) > float(between @ anchors[1])
 
 
-@pytest.mark.parametrize("features", ["embedding", "joint"])
-def test_stored_embedding_is_sharpened_and_its_part_of_the_joint_one(features):
+def test_stored_embedding_is_sharpened():
     net, given = network(dim=8, on_sphere=True), pictures(32)
     anchors = F.normalize(torch.randn(3, 8), dim=1)
-    stored = StoredEmbedding(net, features, anchors=anchors)
-    plain = stored(given)
-    assert torch.equal(plain, StoredEmbedding(net, features)(given))
-    stored.sharpening = 1.5
-    expected = sharpened(net(given)[0], anchors, 1.5) / (5**0.5 if features == "joint" else 1.0)
-    assert torch.allclose(stored(given)[:, :8], expected, atol=1e-5)
-    assert torch.allclose(stored(given)[:, 8:], plain[:, 8:])
-    assert torch.allclose(stored(given), stored.sharpen(plain, 1.5))
+    stored = StoredEmbedding(net, "embedding", anchors=anchors, sharpening=1.5)
+    assert torch.allclose(stored(given), sharpened(net(given)[0], anchors, 1.5), atol=1e-6)
 
 
 def test_unknown_backbone_names_the_nearest():

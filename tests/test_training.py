@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 import kedge
@@ -18,8 +19,7 @@ from kedge.config import TrainingConfig
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DivergedError, InputError, ModelError
 from kedge.losses import LOSSES, ClassAnchorMargin
-from kedge.network import Network, StoredEmbedding, sharpened
-from kedge.training import POWERS
+from kedge.network import Network, StoredEmbedding
 from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit
 from tests.pictures import draw_classes
 
@@ -85,47 +85,29 @@ def test_sphere_model_stores_unit_vectors_and_unit_anchors(trained, photos):
     assert np.allclose(np.linalg.norm(trained.anchors.vectors, axis=1), 1, atol=1e-5)
 
 
-def test_exported_graph_equals_the_network(photos, tmp_path):
-    from safetensors.torch import load_file
-
-    trained = kedge.train(photos, tmp_path / "model", sharpening=1.5, **FAST)
+def test_exported_graph_equals_the_network(trained):
     network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
     network.load_state_dict(load_file(trained.folder / "weights.safetensors"))
     pixels = torch.randint(0, 256, (70, 32, 32, 3), dtype=torch.uint8)
     anchors = torch.from_numpy(trained.anchors.vectors)
-    stored = StoredEmbedding(network.eval(), "embedding", anchors=anchors)
-    stored.sharpening = 1.5
+    stored = StoredEmbedding(network.eval(), "embedding", anchors=anchors, sharpening=1.5)
     with torch.inference_mode():
         expected = stored(pixels).numpy()
     found = Encoder(trained).encode(pixels.numpy(), raw=True)
     assert np.abs(found - expected).max() < 1e-4
 
 
-def test_sharpening_is_chosen_by_validation_pictures(trained, photos, tmp_path, monkeypatch):
-    """Every power's mAP and R@1, worked out by scikit-learn from what the unsharpened model stores."""
-    assert trained.card.trained["sharpening"] == 1.0  # seven pictures cannot tell
-    monkeypatch.setattr("kedge.training.LEAST_CHOSEN_BY", 7)
+def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
     few = kedge.train(photos, tmp_path / "few", shots=5, **FAST)
-    assert few.card.trained["sharpening"] == 1.0
-    sharp = kedge.train(photos, tmp_path / "sharp", **FAST)
-    dataset = kedge.load_dataset(photos, membership=trained.splits())
-    encoder, anchors = Encoder(trained), torch.from_numpy(trained.anchors.vectors)
-    vectors = [
-        torch.from_numpy(encoder.encode(split.decode(32).pixels, raw=True))
-        for split in (dataset.validation, dataset.train)
-    ]
-    reached = {}
-    for power in POWERS:
-        asked, among = (sharpened(part, anchors, power) if power > 1 else part for part in vectors)
-        cosines = (asked @ among.T).numpy()
-        relevant = dataset.train.labels == dataset.validation.labels[:, None]
-        first = relevant[np.arange(len(cosines)), cosines.argmax(axis=1)].mean()
-        precisions = [average_precision_score(right, row) for right, row in zip(relevant, cosines, strict=True)]
-        reached[power] = np.mean(precisions), first
-    chosen = sharp.card.trained["sharpening"]
-    assert reached[chosen][1] >= reached[1.0][1] - 1e-9
-    free = [precision for precision, first in reached.values() if first >= reached[1.0][1]]
-    assert reached[chosen][0] == pytest.approx(max(free), abs=1e-3)
+    pooled = kedge.train(photos, tmp_path / "pooled", features="pooled", **FAST)
+    shown = [model.card.trained.get("sharpening") for model in (trained, few, pooled)]
+    assert shown == [1.5, 1.0, None]
+    network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
+    network.load_state_dict(load_file(few.folder / "weights.safetensors"))
+    pictures = kedge.load_dataset(photos).test.decode(32).pixels
+    with torch.inference_mode():
+        expected = network.eval()(torch.from_numpy(pictures))[0].numpy()
+    assert np.abs(Encoder(few).encode(pictures, raw=True) - expected).max() < 1e-4
 
 
 def test_expanded_queries_are_evaluated(trained, photos):
@@ -164,8 +146,6 @@ def test_stored_features(features, photos, tmp_path):
 
 
 def test_frozen_backbone_keeps_its_weights_and_trains_the_head(photos, tmp_path):
-    from safetensors.torch import load_file
-
     torch.manual_seed(0)
     before = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True).state_dict()
     model = kedge.train(photos, tmp_path / "model", freeze_backbone=True, **FAST)
@@ -244,6 +224,7 @@ def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained
         ({"loss": "cam", "anchor_start": "base", "dim": 2}, ConfigError, "dim"),
         ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
         ({"loss": "cam", "sharpening": 1.5}, ConfigError, "cam-sphere"),
+        ({"features": "joint", "sharpening": 1.5}, ConfigError, "other losses and features"),
     ]
     for settings, error, said in wrong:
         with pytest.raises(error, match=said):

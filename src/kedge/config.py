@@ -72,9 +72,8 @@ class TrainingConfig(BaseModel):
     learnable_anchors: bool | None = None
     reduction: Literal["sum", "mean"] | None = None
     sharpening: float | None = Field(None, ge=1, le=8)
-    """Power by which embeddings on the sphere are turned to the anchors near them, after training; 1: not at all;
-    None: of 1, 1.25, 1.5, 2 and 3 the one with the highest mAP of those that cost no R@1, by 100 validation pictures or
-    more; 1 with few shots."""
+    """Power by which embeddings on the sphere are turned to the anchors near them, after training; 1: not at all.
+    None: 1.5, and 1 with few shots."""
     auxiliary: float | None = Field(None, ge=0)
     """Weight of the cross-entropy of a throw-away classifier on the pooled features."""
     label_smoothing: float | None = Field(None, ge=0, lt=1)

@@ -92,8 +92,10 @@ class StoredEmbedding(nn.Module):
         self,
         network: Network,
         features: Features,
+        *,
         classifier: nn.Linear | None = None,
         anchors: Tensor | None = None,
+        sharpening: float = 1.0,
     ) -> None:
         super().__init__()
         if (features == "softmax") != (classifier is not None):
@@ -101,7 +103,7 @@ class StoredEmbedding(nn.Module):
         self.network = network
         self.features = features
         self.classifier = classifier
-        self.sharpening = 1.0
+        self.sharpening = sharpening
         self.register_buffer("anchors", anchors)
         self.dim = {
             "embedding": network.dim,
@@ -119,18 +121,8 @@ class StoredEmbedding(nn.Module):
             return self.classifier(embeddings).softmax(dim=1)
         if self.features == "joint":
             centred = F.normalize(pooled - self.network.feature_mean, dim=1)
-            embeddings = F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
-        return self.sharpen(embeddings, self.sharpening)
-
-    def sharpen(self, stored: Tensor, power: float) -> Tensor:
-        """Return stored vectors that are not yet sharpened as they are with that power; of joint ones, their part."""
-        if self.anchors is None or power == 1.0:
-            return stored
-        if self.features == "embedding":
-            return sharpened(stored, self.anchors, power)
-        # Joint vectors hold the unit embedding divided by the length of [e ; 2 f].
-        embeddings, beside = stored[:, : self.network.dim] * 5**0.5, stored[:, self.network.dim :]
-        return torch.cat([sharpened(embeddings, self.anchors, power) / 5**0.5, beside], dim=1)
+            return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
+        return embeddings if self.anchors is None else sharpened(embeddings, self.anchors, self.sharpening)
 
 
 def sharpened(embeddings: Tensor, anchors: Tensor, power: float) -> Tensor:

@@ -33,9 +33,6 @@ __all__ = ["train"]
 SETTINGS_FILE = "settings.json"
 # Decoded pictures beyond this are read from disk batch by batch.
 MOST_IN_MEMORY = 4 << 30
-# Powers to sharpen by, and how many validation pictures say which, among how many. Fewer cannot tell: R@1 is lost.
-POWERS = (1.0, 1.25, 1.5, 2.0, 3.0)
-LEAST_CHOSEN_BY, MOST_CHOSEN_BY, MOST_CHOSEN_AMONG = 100, 2000, 20_000
 
 
 def train(
@@ -88,12 +85,17 @@ def train(
     stage = partial / "model"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
-    stored = StoredEmbedding(network, resolved.features, _classifier(loss, resolved), _sphere_anchors(loss, resolved))
+    stored = StoredEmbedding(
+        network,
+        resolved.features,
+        classifier=_classifier(loss, resolved),
+        anchors=_sphere_anchors(loss, resolved),
+        sharpening=resolved.sharpening or 1.0,
+    )
     stored.to(_device()).eval()
     if resolved.features == "joint":
         network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
     encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
-    resolved = _sharpen(stored, resolved, held_out, encoded)
     distance, scores = _choose_distance(resolved, recipe, held_out, encoded)
     anchors = _anchors(dataset.classes, loss, recipe, resolved, encoded, distance)
     calibration = _calibrate(held_out, anchors, distance)
@@ -224,38 +226,10 @@ def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> 
 
 
 def _sphere_anchors(loss: torch.nn.Module | None, settings: TrainingConfig) -> Tensor | None:
-    """Return the unit anchors of a loss on the sphere, where stored vectors can be sharpened towards them."""
-    if not isinstance(loss, ClassAnchorMargin) or not loss.sphere or settings.features not in ("embedding", "joint"):
+    """Return the unit anchors of a loss on the sphere, where stored embeddings are sharpened towards them."""
+    if not isinstance(loss, ClassAnchorMargin) or (settings.sharpening or 1.0) == 1.0:
         return None
     return F.normalize(loss.anchors.detach(), dim=1)
-
-
-def _sharpen(
-    stored: StoredEmbedding, settings: TrainingConfig, validation: LabelledBatches, training: LabelledBatches
-) -> TrainingConfig:
-    """Sharpen what is stored and the vectors given, in place; return the settings with the power.
-
-    It is the one with the highest mAP of those that cost no R@1, of validation pictures in the training pictures; 1
-    where few are held out, and with few shots: these lie at their anchors, as the rest of a gallery does not.
-    """
-    if stored.anchors is None:
-        return settings
-    if settings.sharpening is None and settings.shots is None and len(validation) >= LEAST_CHOSEN_BY:
-        queries, gallery = validation.drawn(MOST_CHOSEN_BY), training.drawn(MOST_CHOSEN_AMONG)
-        on = stored.anchors.device
-
-        def reached(power: float) -> tuple[float, float]:
-            asked, among = (stored.sharpen(part.inputs.to(on), power).cpu().numpy() for part in (queries, gallery))
-            return exhaustive_scores(asked, queries.labels.numpy(), among, gallery.labels.numpy(), "cosine")
-
-        found = {power: reached(power) for power in POWERS}
-        # Not `>=`: figures are NaN where no validation picture has another of its class.
-        free = [power for power in POWERS if not found[power][1] < found[1.0][1]]
-        settings = settings.model_copy(update={"sharpening": max(free, key=lambda power: found[power][0])})
-    stored.sharpening = settings.sharpening or 1.0
-    for part in (validation, training) if len(validation) else (training,):
-        part.inputs = stored.sharpen(part.inputs.to(stored.anchors.device), stored.sharpening).cpu()
-    return settings.model_copy(update={"sharpening": stored.sharpening})
 
 
 def _choose_distance(

@@ -58,11 +58,6 @@ class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def drawn(self, most: int) -> "LabelledBatches":
-        """Return at most so many of the rows, drawn by a fixed seed, as batches in memory."""
-        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:most].sort().values
-        return LabelledBatches(*self[rows])
-
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all rows in blocks."""
         for rows in torch.arange(len(self)).split(ENCODED_AT_ONCE):
