@@ -120,10 +120,10 @@ LOSSES: dict[str, LossRecipe] = {
             "class-anchor margin on a sphere, with a throw-away classifier beside it (the default)",
             "this project, after arXiv:2306.00630",
             _class_anchor_margin(sphere=True),
-            {**_SHARED, **_ANCHORS, "auxiliary": 0.1, "batch_size": 50},
+            {**_SHARED, **_ANCHORS, "auxiliary": 0.3, "batch_size": 50},
             on_sphere=True,
             learns_anchors=True,
-            own_tries=({"auxiliary": 0.3}, {"auxiliary": 1.0}),
+            own_tries=({"auxiliary": 0.1}, {"auxiliary": 1.0}),
         ),
         LossRecipe(
             "cam",
