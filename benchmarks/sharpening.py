@@ -4,8 +4,8 @@
 
 Models of `cam-sphere` are trained with `--config` of `sharpening = 1.0`, so that what they store can be sharpened here;
 of other losses the query alone is turned. Queries: validation pictures, in those trained on; with --test the test
-pictures, in all training pictures. Writes a table in Markdown: mAP and R@1 by power; query expansion (`--expand`) is the
-query alone, power 9.
+pictures, in all training pictures. Writes a table in Markdown: mAP and R@1 by power. Query expansion (`--expand`) is
+the query alone, power 9.
 """
 
 import sys
