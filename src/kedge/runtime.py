@@ -103,7 +103,7 @@ def _openvino() -> ModuleType:
     telemetry = "openvino_telemetry"
     there = telemetry in sys.modules
     # None makes an import fail, which OpenVINO takes for a package that is not installed.
-    sys.modules.setdefault(telemetry, None)  # type: ignore[arg-type]
+    sys.modules.setdefault(telemetry, None)  # type: ignore[arg-type]  # typed as modules alone
     try:
         return import_module("openvino")
     finally:
