@@ -131,6 +131,8 @@ class TwoStageIndex:
         if len(filed) >= MOST_ROWS:
             raise InputError(f"{len(filed)} vectors were given: an index holds fewer than {MOST_ROWS}")
         self._anchors = Queries.of(points)
+        # What a product with a query gives the squared distances to anchors from, less the query's square.
+        self._anchors_turned = np.ascontiguousarray(-2.0 * self._anchors.single).T
         self._anchor_squares = self._anchors.squares.astype(np.float32)
         self._rows: Rows = np.argsort(filed, kind="stable")
         self._starts: Rows = np.searchsorted(filed[self._rows], np.arange(len(points) + 1)).astype(np.int64)
@@ -215,13 +217,12 @@ class TwoStageIndex:
         """
         if count * 8 > len(self._anchors):
             return self._sorted_anchors(near)[:, :count]
-        approximate = near.single @ self._anchors.single.T
-        approximate *= -2.0
+        approximate = near.single @ self._anchors_turned
         approximate += self._anchor_squares
         twice = 2.0 * near.error[:, None]
         if count == 1:
             ranked = approximate.argmin(axis=1)[:, None]
-            close = approximate <= approximate.min(axis=1)[:, None] + twice.astype(np.float32)
+            close = approximate <= approximate.min(axis=1, keepdims=True) + twice.astype(np.float32)
             # Counting by query takes longer, and is seldom needed.
             if np.count_nonzero(close) == len(near):
                 return ranked
@@ -245,14 +246,19 @@ class TwoStageIndex:
         self, near: Queries, k: int, probes: int, usable: _Usable, fill: bool, order: Order
     ) -> Neighbours:
         sizes = usable.sizes
+        if len(near) == 1 and order == "distance":
+            ranked = self._ranked_anchors(near, probes)
+            if fill:
+                ranked, _ = self._filled(near, ranked, np.full(1, probes), k, sizes)
+            places = self._places(usable, ranked[0])
+            return self._neighbours(self._nearest_among(near, places, k), np.array([_count(places)]), [ranked[0]])
         keys = np.empty((len(near), k), dtype=np.int64)
         scanned = np.empty(len(near), dtype=np.int64)
         probed: list[Rows] = []
-        few = usable.places is not None and len(usable.places) <= FEW_USABLE
-        one_by_one = order == "distance" and (few or len(near) == 1)
+        one_by_one = order == "distance" and usable.places is not None and len(usable.places) <= FEW_USABLE
         # A block of queries holds its distances to the anchors, and k candidates a bucket.
         for rows in _blocks(len(near), max(1, BLOCK_CANDIDATES // max(probes * k, len(sizes)))):
-            part = near[rows] if len(near) > 1 else near
+            part = near[rows]
             ranked, counts = self._ranked_anchors(part, probes), np.full(len(part), probes)
             if fill:
                 ranked, counts = self._filled(part, ranked, counts, k, sizes)
@@ -260,7 +266,7 @@ class TwoStageIndex:
             if one_by_one:
                 for at in range(rows.start, rows.stop):
                     places = self._places(usable, probed[at])
-                    keys[at] = self._nearest_among(near[at : at + 1] if len(near) > 1 else near, places, k)[0]
+                    keys[at] = self._nearest_among(near[at : at + 1], places, k)[0]
                     scanned[at] = _count(places)
                 continue
             scanned[rows] = np.where(np.arange(ranked.shape[1]) < counts[:, None], sizes[ranked], 0).sum(axis=1)
@@ -309,7 +315,7 @@ class TwoStageIndex:
     def _nearest_among(self, near: Queries, places: slice | Rows, k: int) -> Keys:
         """Return the keys of the k nearest of some places, ascending, shape (queries, k)."""
         count = _count(places)
-        if len(near) == 1 and count * self.dim > FEW_NUMBERS:
+        if len(near) == 1 and count > 2 * k and count * self.dim > FEW_NUMBERS:
             return self._nearest_of_one(near, places, k)[None]
         keys = np.full((len(near), k), NO_KEY, dtype=np.int64)
         for part in _blocks(count):
