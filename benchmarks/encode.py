@@ -147,15 +147,18 @@ def usual_pipeline(network, paths, size):
 
 
 def measure_add(options, folder):
+    from kedge.runtime import describe_runtime, has_bfloat16
+
     paths = photographs(folder / "photos", options.pictures)
     files = sorted(paths.iterdir())
-    print(f"{len(files)} photographs of 512 px; pictures a second, median of {options.rounds} rounds\n")
-    print("| backbone | usual pipeline | runtime on ready-made tensors | `kedge add` | of the usual | of the runtime |")
-    print("|---|---|---|---|---|---|", flush=True)
+    precisions = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    print(f"{len(files)} photographs of 512 px; pictures a second, median of {options.rounds} rounds")
+    print("; ".join(f"{precision} by {describe_runtime(precision)}" for precision in precisions) + "\n")
+    print("| backbone | precision | usual pipeline | runtime, ready-made tensors | `kedge add` | / usual | / runtime |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for backbone in options.backbones:
         network, model = make_model(folder / backbone, backbone, 224)
-        encoder = kedge.Encoder(model)
-        usual, runtime, ours = [], [], []
+        usual, runtime, ours = [], {each: [] for each in precisions}, {each: [] for each in precisions}
         count = len(files) if backbone == "resnet18" else len(files) // 2
         squares = np.random.default_rng(0).integers(0, 256, (128, 224, 224, 3), dtype=np.uint8)
         chosen = folder / f"chosen-{backbone}"
@@ -164,18 +167,23 @@ def measure_add(options, folder):
             os.link(file, chosen / file.name)
         for number in range(options.rounds):
             usual.append(count / usual_pipeline(network, files[:count], 224))
-            started = time.perf_counter()
-            encoder.encode(squares)
-            runtime.append(len(squares) / (time.perf_counter() - started))
-            with kedge.Gallery.create(folder / f"gallery-{backbone}-{number}", model) as gallery:
-                _ = gallery.encoder
-                started = time.perf_counter()
-                gallery.add(chosen)
-                gallery.search(files[0], 5)
-                ours.append(count / (time.perf_counter() - started))
-        middle = [float(np.median(values)) for values in (usual, runtime, ours)]
-        cells = " | ".join(f"{value:.1f}" for value in middle)
-        print(f"| {backbone} | {cells} | {middle[2] / middle[0]:.2f}x | {middle[2] / middle[1]:.2f} |", flush=True)
+            for precision in precisions:
+                place = folder / f"gallery-{backbone}-{precision}-{number}"
+                with kedge.Gallery.create(place, model, precision=precision) as gallery:
+                    encoder = gallery.encoder
+                    encoder.encode(squares[:1])
+                    started = time.perf_counter()
+                    encoder.encode(squares)
+                    runtime[precision].append(len(squares) / (time.perf_counter() - started))
+                    started = time.perf_counter()
+                    gallery.add(chosen)
+                    gallery.search(files[0], 5)
+                    ours[precision].append(count / (time.perf_counter() - started))
+        for precision in precisions:
+            rates = [float(np.median(rates)) for rates in (usual, runtime[precision], ours[precision])]
+            cells = " | ".join(f"{rate:.1f}" for rate in rates)
+            shares = f"{rates[2] / rates[0]:.2f}x | {rates[2] / rates[1]:.2f}"
+            print(f"| {backbone} | {precision} | {cells} | {shares} |", flush=True)
     print()
 
 
