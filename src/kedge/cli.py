@@ -141,7 +141,7 @@ def train(
     print(f"model   {model.folder}")
     print(f"report  {model.folder / 'report.html'}")
     for split, figures in model.card.scores.items():
-        print(f"{split:<11} " + "  ".join(f"{name} {_figure(value)}" for name, value in figures.items()))
+        print(f"{split:<11} {_listed(figures)}")
 
 
 @app.command()
@@ -500,8 +500,9 @@ def info(
     if json_:
         print(json.dumps(said))
         return
-    for name, value in said.items():
-        print(f"{name:<12} {_listed(value)}")
+    scores = {f"{split} scores": figures for split, figures in said.pop("scores", {}).items()}
+    for name, value in (said | scores).items():
+        print(f"{name:<17} {_listed(value)}")
 
 
 @app.command()
@@ -569,15 +570,16 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 def _show_report(report: Any) -> None:
     print(
-        f"{report.queries} queries in a gallery of {report.gallery}, {report.classes} classes, {report.dim} dimensions"
+        f"{report.queries} queries{', expanded,' if report.expanded else ''} in a gallery of {report.gallery}, "
+        f"{report.classes} classes, {report.dim} dimensions"
     )
-    print(f"{'search':<34} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
+    print(f"{'search':<37} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
     for row in report.search:
         filed = f", filed by {row.filed_by}, probes {row.probes}" if row.mode == "two-stage" else ""
         name = f"{row.distance} {row.mode}{filed}".replace("two-stage, ", "")
         figures = (row.map, row.precision_at["20"], row.precision_at["100"], row.recall_at["1"])
         shown = " ".join(f"{100 * value:6.1f}" for value in figures)
-        print(f"{name:<34} {shown} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
+        print(f"{name:<37} {shown} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
 
 
 def _listed(value: Any) -> str:

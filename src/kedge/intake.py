@@ -32,7 +32,7 @@ FileBy = Literal["nearest", "label"]
 Progress = Callable[[str, int, int], None]
 
 COMMIT_PICTURES = 1024
-READ_PICTURES = 128
+READ_PICTURES = 64
 COMMIT_VECTORS = 65536
 
 _SAID = ("id", "path", "label", "filed_by", "content_hash", "file_size", "modified_at")
