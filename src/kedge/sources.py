@@ -6,8 +6,9 @@ by a list says nothing of its label unless the list does.
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -61,11 +62,16 @@ class Stamp:
     modified_at: datetime | None = None
 
 
-@dataclass
+_NOTHING: Mapping[str, Any] = {}
+
+
+@dataclass(slots=True)
 class _Source:
+    """A picture found; there may be millions of them."""
+
     name: str
     label: str | None
-    row: Mapping[str, Any]
+    row: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     stamp: Stamp | None = None
 
 
@@ -86,13 +92,18 @@ def list_sources(
             source.label = None
     elif labels != "folder":
         _label_by_list(found, Path(labels))
-    rows = [{**source.row, **(metadata or {})} for source in found.values()]
-    columns = dict.fromkeys(name for row in rows for name in row)
+    of_all = metadata or {}
+    columns = dict.fromkeys(name for source in found.values() for name in (*source.row, *of_all))
     return Sources(
         tuple(source.name for source in found.values()),
         tuple(found),
         tuple(source.label for source in found.values()),
-        {name: column_of(name, [row.get(name) for row in rows]) for name in columns},
+        {
+            name: column_of(
+                name, [of_all[name] if name in of_all else source.row.get(name) for source in found.values()]
+            )
+            for name in columns
+        },
         tuple(source.stamp for source in found.values()),
     )
 
@@ -125,16 +136,16 @@ def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
         return _found_in_store(str(path), by_folder=by_folder)
     place = Path(path)
     if place.is_dir():
-        files = list(find_pictures(place))
-        if not files:
+        found = [_Source(str(file), _folder_name(file) if by_folder else None) for file in find_pictures(place)]
+        if not found:
             raise InputError(f"{place} holds no pictures: name a folder that does")
-        return [_Source(str(file), _folder_name(file) if by_folder else None, {}) for file in files]
+        return found
     if not place.is_file():
         raise InputError(f"no file or folder at {place}{_nearby(place)}: check the path")
     if is_archive(place):
         return _found_inside(place, by_folder=by_folder)
     if place.suffix.lower() != ".csv":
-        return [_Source(str(place), None, {})]
+        return [_Source(str(place), None)]
     rows = read_list(place)
     if not rows:
         raise InputError(f"{place} lists no picture: give one path a line under the heading 'path'")
@@ -151,9 +162,8 @@ def _found_in_store(url: str, *, by_folder: bool) -> list[_Source]:
         _Source(
             file.url,
             PurePosixPath(file.url).parent.name if by_folder and not alone else None,
-            {},
             # Where the store does not say when a file was written, its content decides.
-            Stamp(file.size, file.modified_at) if file.modified_at else Stamp(),
+            stamp=Stamp(file.size, file.modified_at) if file.modified_at else Stamp(),
         )
         for file in stored
     ]
@@ -170,7 +180,7 @@ def _found_inside(place: Path, *, by_folder: bool) -> list[_Source]:
     if not names:
         raise InputError(f"{place} holds no pictures: name an archive that does")
     stem = place.name[: place.name.index(".", 1)]
-    return [_Source(f"{place}/{name}", (Path(name).parent.name or stem) if by_folder else None, {}) for name in names]
+    return [_Source(f"{place}/{name}", (Path(name).parent.name or stem) if by_folder else None) for name in names]
 
 
 def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
@@ -191,13 +201,14 @@ def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
 def _folder_name(path: Path) -> str | None:
     name = path.parent.name
     # A file of the current folder is listed without a name of the folder, or with dots for it.
-    return Path(_absolute(path)).parent.name if name in ("", "..") else name
+    return sys.intern(Path(_absolute(path)).parent.name if name in ("", "..") else name)
 
 
 def _absolute(path: str | Path) -> str:
     if is_url(path):
         return str(path)
-    return os.path.abspath(path)  # noqa: PTH100  # resolve() would follow links: labels are the folders they lie in
+    absolute = os.path.abspath(path)  # noqa: PTH100  # resolve() would follow links: labels are the folders they lie in
+    return path if absolute == path else absolute
 
 
 def column_of(name: str, values: Sequence[Any]) -> pa.Array:
