@@ -22,7 +22,7 @@ Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 # Dimensions of the projection.
-SKETCH_DIM = 16
+SKETCH_DIM = 24
 # Half the step of float64, relative to the number.
 UNIT64 = 2.0**-53
 
@@ -90,12 +90,11 @@ class Sketch:
             start += len(points)
         return cls(centre, directions, columns)
 
-    def squared_distances(self, query: Doubles, places: slice | Rows) -> Vectors:
-        """Return the squared distances of one query's point, (1, d), to those of some places."""
+    def squared_distances(self, query: Doubles, places: slice | Rows) -> tuple[Vectors, float]:
+        """Return the squared distances of one query's point, (1, d), to those of some places, less a number, and it."""
         (point,) = self._project(query, self.centre, self.directions)
-        squared: Vectors = np.append(point, np.float32(1)) @ self.columns[:, places]
-        squared += point @ point
-        return squared
+        less: Vectors = np.append(point, np.float32(1)) @ self.columns[:, places]
+        return less, float(point @ point)
 
     def error(self, reach: float) -> float:
         """Return how far a squared distance can be off for a query and vectors whose norms add up to `reach`."""

@@ -91,7 +91,7 @@ class TwoStageIndex:
 
     Vectors may also come as an iterator over parts of them, then with their buckets; they are held once, as `dtype`.
     It holds the vectors, 16 bytes more for each, and from the first exact search on another 4 (r + 2) for the
-    projection onto r = min(16, t - 1, d / 4) dimensions. Vectors in float16 take half the memory, and are what is
+    projection onto r = min(24, t - 1, d / 4) dimensions. Vectors in float16 take half the memory, and are what is
     searched, exactly. rho and gap (n,), as filing worked them out (`kedge.filing`), save working them out again for
     exact search. Raises InputError for shapes that do not fit and numbers that are not finite.
     """
@@ -292,6 +292,8 @@ class TwoStageIndex:
     def _probe(self, near: Queries, ranked: Rows, counts: Rows, k: int, usable: _Usable, *, by_bucket: bool) -> Keys:
         """Search the first `counts` buckets of each query; queries that share a bucket are one matrix product."""
         wide = ranked.shape[1]
+        if len(near) == 1 and not by_bucket:
+            return self._nearest_among(near, self._places(usable, ranked[0, : counts[0]]), k)
         keys = np.full((len(near), wide, k), NO_KEY, dtype=np.int64)
         asking, rank = np.nonzero(np.arange(wide) < counts[:, None])
         asked = ranked[asking, rank]
@@ -378,41 +380,46 @@ class TwoStageIndex:
             # The own bucket, or as many as hold k vectors, gives a limit that the others are held against.
             ranked, counts = self._filled(part, own[:, None], np.ones(len(part), dtype=np.int64), k, sizes)
             keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=False)
-            seen = np.zeros(squared.shape, dtype=np.bool_)
-            searched = np.where(np.arange(ranked.shape[1]) < counts[:, None], ranked, own[:, None])
-            np.put_along_axis(seen, searched, values=True, axis=1)
-            limit = self._limit(keys[rows][:, -1], part.squares)
+            slacks = slack(part.squares, self._anchors, self._largest)
+            limit = _limit(keys[rows][:, -1], slacks)
             within = self._bounds.least_distances(squared, own) <= limit[:, None]
-            scanned[rows] = seen @ sizes
             for row, at in enumerate(range(rows.start, rows.stop)):
-                visited = np.flatnonzero(seen[row] & (sizes > 0))
-                more = within[row] & ~seen[row] & (sizes > 0)
+                seen = np.zeros(len(sizes), dtype=np.bool_)
+                seen[ranked[row, : counts[row]]] = True
+                scanned[at] = sizes[seen].sum()
+                more = within[row] & ~seen & (sizes > 0)
                 if more.any():
-                    keys[at], compared = self._finish(part[row : row + 1], more, usable, k, keys[at])
+                    one = part[row : row + 1] if len(part) > 1 else part
+                    keys[at], compared = self._finish(one, more, np.flatnonzero(seen), usable, keys[at], slacks[row])
                     scanned[at] += len(compared)
-                    visited = np.union1d(visited, np.searchsorted(self._starts, compared, side="right") - 1)
+                    seen[np.searchsorted(self._starts, compared, side="right") - 1] = True
+                visited = np.flatnonzero(seen & (sizes > 0))
                 probed.append(visited[np.argsort(squared[row, visited], kind="stable")])
         return self._neighbours(keys, scanned, probed)
 
-    def _finish(self, near: Queries, buckets: Mask, usable: _Usable, k: int, best: Keys) -> tuple[Keys, Rows]:
-        """Return the k best of one query's keys and of more buckets, (anchors,), and the places it was compared with.
+    def _finish(
+        self, near: Queries, buckets: Mask, seen: Rows, usable: _Usable, best: Keys, slack: float
+    ) -> tuple[Keys, Rows]:
+        """Return the best of one query's keys and of more buckets, (anchors,), and the places it was compared with.
 
         Only those are compared whose projections are near enough, and the most promising first: they bring the limit
         down for the rest.
         """
-        sketch = self._sketch
+        k, sketch = len(best), self._sketch
         # Where many of them are to be looked at, gathering them would take longer than looking at all.
         whole = usable.places is None and 16 * int(usable.sizes[buckets].sum()) > len(self)
         places = slice(0, len(self)) if whole else self._places(usable, np.flatnonzero(buckets))
-        bounds = sketch.squared_distances(near.double, places)
+        bounds, square = sketch.squared_distances(near.double, places)
+        if whole:
+            for bucket in seen:
+                bounds[usable.bucket(int(bucket))] = np.inf
         error = sketch.error(float(np.sqrt(near.squares[0])) + self._largest)
 
         def within(of: Vectors) -> Rows:
-            return np.flatnonzero(of <= float(self._limit(best[-1:], near.squares)[0]) ** 2 + error)
+            limit = float(_limit(best[-1:], slack)[0]) ** 2 + error - square
+            return np.flatnonzero(of <= limit)
 
         chosen = within(bounds)
-        if whole:
-            chosen = chosen[buckets[np.searchsorted(self._starts, chosen, side="right") - 1]]
         rounds = [chosen]
         if len(chosen) > 2 * k:
             by_bound = chosen[np.argpartition(bounds[chosen], k - 1)]
@@ -424,11 +431,6 @@ class TwoStageIndex:
             compared.append(at)
             best = least_keys(np.concatenate([best, self._nearest_of_one(near, at, k)]), k)
         return best, np.concatenate(compared)
-
-    def _limit(self, worst: Keys, squares: Doubles) -> Doubles:
-        """Return the distance beyond which a bound rules out, by each query's worst key."""
-        found = np.sqrt(squared_of(worst).astype(np.float64)) * (1 + 4 * UNIT)
-        return found + slack(squares, self._anchors, self._largest)
 
     @cached_property
     def _bounds(self) -> BucketBounds:
@@ -462,6 +464,12 @@ class TwoStageIndex:
         places = np.flatnonzero(allowed[self._rows])
         starts = np.searchsorted(places, self._starts).astype(np.int64)
         return near, _Usable(places, starts, np.diff(starts))
+
+
+def _limit(worst: Keys, slack: float | Doubles) -> Doubles:
+    """Return the distance beyond which a bound rules out, by queries' worst keys and what rounding can add."""
+    limit: Doubles = np.sqrt(squared_of(worst).astype(np.float64)) * (1 + 4 * UNIT) + slack
+    return limit
 
 
 def _count(places: slice | Rows) -> int:
