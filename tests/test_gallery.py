@@ -255,6 +255,7 @@ def test_a_list_gives_labels_and_columns(gallery, tmp_path):
         (["photos"], {"metadata": {"a b": 1}}, "cannot be a column"),
         (["photos", "bad.csv"], {}, "no column 'path'"),
         (["photos", "no.parquet"], {}, "no column 'embedding'"),
+        (["photos", "broken.parquet"], {}, "cannot be read as Parquet"),
         (["photos", "short.parquet"], {}, r"embeddings of shape \(n, 16\)"),
     ],
 )
@@ -262,7 +263,8 @@ def test_a_wrong_add_changes_nothing(gallery, tmp_path, monkeypatch, arguments, 
     folder_of(tmp_path / "photos", each=1, classes=(*CLASSES, "purple"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.csv").write_text("file\nphotos/red/0.png\n")
-    pq.write_table(pa.table({"path": ["a"]}), tmp_path / "no.parquet")
+    pq.write_table(pa.table({"file": ["a"]}), tmp_path / "no.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"no table")
     pq.write_table(pa.table({"embedding": [[1.0, 0.0]]}), tmp_path / "short.parquet")
     monkeypatch.chdir(tmp_path)
     version = gallery._table.version
@@ -270,6 +272,19 @@ def test_a_wrong_add_changes_nothing(gallery, tmp_path, monkeypatch, arguments, 
         gallery.add(*arguments, **options)
     gallery._table.refresh()
     assert gallery._table.version == version
+
+
+def test_a_list_in_parquet_says_what_one_in_csv_does(gallery, tmp_path):
+    folder_of(tmp_path / "photos", each=2)
+    rows = {"path": ["photos/red/0.png", "photos/blue/0.png"], "label": [7, None], "price": [1.5, 2.0]}
+    pq.write_table(pa.table(rows), tmp_path / "list.parquet")
+    (tmp_path / "list.csv").write_text("path,label,price\nphotos/red/0.png,7,1.5\nphotos/blue/0.png,,2.0\n")
+    assert counts(gallery.add(tmp_path / "list.parquet")) == (2, 0, 0, 0)
+    assert counts(gallery.add(tmp_path / "list.csv")) == (0, 0, 2, 0)
+    assert gallery.count("label = '7' AND price = 1.5") == 1
+    pq.write_table(pa.table({"path": rows["path"], "label": ["x", "y"]}), tmp_path / "labels.parquet")
+    assert counts(gallery.add(tmp_path / "photos", labels=tmp_path / "labels.parquet")) == (4, 2, 0, 0)
+    assert gallery.count("label = 'x'") == 1
 
 
 def test_progress_reaches_the_whole(gallery, photos):

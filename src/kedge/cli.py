@@ -296,8 +296,10 @@ def create(
 @app.command()
 def add(
     gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
-    paths: Annotated[list[Path], typer.Argument(help="Folders, pictures, or a .parquet file with embeddings.")],
-    labels: Annotated[str, typer.Option(help="folder, none, or a CSV of path,label.")] = "folder",
+    paths: Annotated[
+        list[Path], typer.Argument(help="Folders, archives, pictures, lists (CSV, Parquet), or embeddings (Parquet).")
+    ],
+    labels: Annotated[str, typer.Option(help="folder, none, or a list (CSV, Parquet) of path,label.")] = "folder",
     file_by: Annotated[str, typer.Option(help="nearest: the nearest anchor; label: the label's anchor.")] = "nearest",
     runtime: Runtime = "auto",
     json_: Json = False,

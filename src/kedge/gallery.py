@@ -31,7 +31,7 @@ from kedge.queries import Order, Probes, Query, check_search, read_query
 from kedge.reindexing import reindex
 from kedge.runtime import Precision, Runtime, describe_runtime
 from kedge.sources import Labels, list_sources
-from kedge.vectors import check_vectors, read_vectors, ready_made
+from kedge.vectors import check_vectors, holds_vectors, read_vectors, ready_made
 
 __all__ = ["FORMAT_VERSION", "AddReport", "Gallery"]
 
@@ -125,7 +125,7 @@ class Gallery:
         metadata: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> AddReport:
-        """Add the pictures of folders, files, lists (CSV) or ready-made vectors (Parquet with a column `embedding`).
+        """Add the pictures of folders, files, lists (CSV, Parquet), or vectors (Parquet with a column `embedding`).
 
         A picture found in a folder is labelled by the folder it lies in; `labels` is "folder", "none", or a CSV of
         path,label. Known pictures keep a label that nothing is said of. `metadata` sets the user's own columns for
@@ -133,8 +133,10 @@ class Gallery:
         out and named in the report. What is wrong with the call raises InputError before anything is changed.
         """
         if not paths:
-            raise InputError("nothing to add: name a folder, a picture, a CSV of paths or a Parquet file of embeddings")
-        tables = [path for path in paths if Path(path).suffix.lower() == ".parquet"]
+            raise InputError(
+                "nothing to add: name a folder, a picture, a list of paths or a Parquet file of embeddings"
+            )
+        tables = [path for path in paths if holds_vectors(Path(path))]
         files = [path for path in paths if path not in tables]
         intake = Intake(self._table, self._anchors, file_by=file_by, progress=progress)
         self._table.refresh()

@@ -1,8 +1,8 @@
 """Sources: the list of pictures that somebody asks a gallery to add, with what is said of each.
 
-A list (CSV) has a column `path`, relative to the list's own folder, perhaps `label`, and any others, which become the
-gallery's own columns. A picture found in a folder is labelled by the folder it lies in; a picture named by itself or
-by a list says nothing of its label unless the list does.
+A list (CSV or Parquet) has a column `path`, relative to the list's own folder, perhaps `label`, and any others, which
+become the gallery's own columns. A picture found in a folder is labelled by the folder it lies in; a picture named by
+itself or by a list says nothing of its label unless the list does.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 
 from kedge.archives import is_archive, open_archive
 from kedge.errors import InputError, nearest_name
@@ -80,7 +81,7 @@ def list_sources(
 ) -> Sources:
     """List the pictures of folders, files and lists, each path once; InputError when one of these is not there.
 
-    `labels` is "folder", "none", or a CSV of path,label, which then says all labels. `metadata` is said
+    `labels` is "folder", "none", or a list of path,label, which then says all labels. `metadata` is said
     of each picture.
     """
     found: dict[str, _Source] = {}
@@ -109,19 +110,24 @@ def list_sources(
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:
-    """Read a CSV with a column `path`; the paths come back joined to the list's folder, empty labels as None."""
+    """Read a CSV or Parquet file with a column `path`; paths come back joined to its folder, empty labels as None."""
+    kind = "Parquet" if path.suffix.lower() == ".parquet" else "CSV"
+    texts = {"path": pa.string(), "label": pa.string()}
     try:
-        texts = pa.csv.ConvertOptions(
-            column_types={"path": pa.string(), "label": pa.string()}, strings_can_be_null=True
-        )
-        table = pa.csv.read_csv(path, convert_options=texts)
-    except (OSError, pa.ArrowInvalid) as error:
+        if kind == "Parquet":
+            table = pq.read_table(path)
+            for name in texts.keys() & set(table.column_names):
+                table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+        else:
+            options = pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True)
+            table = pa.csv.read_csv(path, convert_options=options)
+    except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read as a CSV ({reason}): give one with the columns path,label") from error
-    if "path" not in table.column_names:
         raise InputError(
-            f"{path} has no column 'path', only {', '.join(table.column_names)}: name it in the first line"
-        )
+            f"{path} cannot be read as {kind} ({reason}): give a list with the columns path,label"
+        ) from error
+    if "path" not in table.column_names:
+        raise InputError(f"{path} has no column 'path', only {', '.join(table.column_names)}: name it so")
     # An empty text is a value, but an empty path or label is none.
     rows = [row for row in table.to_pylist() if row["path"]]
     for row in rows:
@@ -144,11 +150,11 @@ def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
         raise InputError(f"no file or folder at {place}{_nearby(place)}: check the path")
     if is_archive(place):
         return _found_inside(place, by_folder=by_folder)
-    if place.suffix.lower() != ".csv":
+    if place.suffix.lower() not in (".csv", ".parquet"):
         return [_Source(str(place), None)]
     rows = read_list(place)
     if not rows:
-        raise InputError(f"{place} lists no picture: give one path a line under the heading 'path'")
+        raise InputError(f"{place} lists no picture: give one a row in the column 'path'")
     return [_Source(row.pop("path"), row.pop("label", None), row) for row in rows]
 
 
@@ -188,7 +194,7 @@ def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
         raise InputError(f"no file of labels at {path}: give 'folder', 'none' or a CSV with the columns path,label")
     rows = read_list(path)
     if rows and "label" not in rows[0]:
-        raise InputError(f"{path} has no column 'label': give a CSV with the columns path,label")
+        raise InputError(f"{path} has no column 'label': give a list with the columns path,label")
     said = {_absolute(row.pop("path")): row for row in rows}
     if found and not said.keys() & found.keys():
         raise InputError(f"{path} names none of the pictures given: its paths are relative to {path.parent}")

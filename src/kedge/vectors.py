@@ -16,7 +16,7 @@ from kedge.model import Model
 from kedge.picture import content_hash
 from kedge.sources import Labels, Sources, column_of
 
-__all__ = ["ReadyMade", "check_vectors", "read_vectors", "ready_made"]
+__all__ = ["ReadyMade", "check_vectors", "holds_vectors", "read_vectors", "ready_made"]
 
 # A vector of a model that ranks by cosine is unit length, up to rounding in half precision.
 _UNIT_TOLERANCE = 1e-3
@@ -88,6 +88,17 @@ def ready_made(
     return ReadyMade(Sources(names, places, said, columns), keys, contents, checked)
 
 
+def holds_vectors(path: Path) -> bool:
+    """Tell whether a file is one of embeddings: Parquet, unless it lists the paths of pictures instead."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    try:
+        columns = pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return True  # reading it says what is wrong
+    return "embedding" in columns or "path" not in columns
+
+
 def read_vectors(path: Path, model: Model, *, labels: Labels, metadata: Mapping[str, Any] | None) -> ReadyMade:
     """Read a Parquet file with a column `embedding`, perhaps `id`, `path`, `label`, and the user's own."""
     if not path.is_file():
@@ -100,7 +111,7 @@ def read_vectors(path: Path, model: Model, *, labels: Labels, metadata: Mapping[
         raise InputError(f"{path} cannot be read as Parquet ({error}): write it again") from error
     columns = table.column_names
     if "embedding" not in columns:
-        raise InputError(f"{path} has no column 'embedding', only {', '.join(columns)}: give one, or a CSV of paths")
+        raise InputError(f"{path} has no column 'embedding', only {', '.join(columns)}: give one, or a list of paths")
     given = {name: table[name].cast(pa.string()).to_pylist() for name in ("id", "path", "label") if name in columns}
     own = {name: table[name].combine_chunks() for name in columns if name not in _NOT_OWN}
     own |= {name: [value] * len(table) for name, value in (metadata or {}).items()}
