@@ -281,15 +281,20 @@ def measure_input(*_):
 
 def measure_runtimes(options, folder):
     from kedge.quantization import write_int8_graph
+    from kedge.runtime import has_bfloat16
 
     for name in ("train/a", "train/b"):
         photographs(folder / "photos" / name, 64, seed=len(name) + ord(name[-1]))
     split = kedge.load_dataset(folder / "photos", validation_share=0).train
     squares = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
-    print("| backbone | onnxruntime | openvino | onnxruntime, int8 | int8 / float32 |\n|---|---|---|---|---|")
+    names = ["onnxruntime", "openvino"] + (["openvino, bfloat16"] if has_bfloat16() else []) + ["onnxruntime, int8"]
+    print(f"| backbone | {' | '.join(names)} | int8 / float32 |\n|{'---|' * (len(names) + 2)}")
     for backbone in options.backbones:
         _, model = make_model(folder / backbone, backbone, 224)
         encoders = [kedge.Encoder(model, runtime=name, threads=1) for name in ("onnxruntime", "openvino")]
+        if has_bfloat16():
+            with kedge.Gallery.create(folder / f"bfloat16-{backbone}", model, precision="bfloat16") as gallery:
+                encoders.append(kedge.Encoder(gallery.model, threads=1))
         write_int8_graph(model, split, model.encoder_path)
         encoders.append(kedge.Encoder(model, runtime="onnxruntime", threads=1))
         rates = [[] for _ in encoders]
@@ -300,7 +305,7 @@ def measure_runtimes(options, folder):
                 found.append(len(squares) / (time.perf_counter() - started))
         middle = [float(np.median(found)) for found in rates]
         print(
-            f"| {backbone} | {' | '.join(f'{rate:.1f}' for rate in middle)} | {middle[2] / middle[0]:.2f}x |",
+            f"| {backbone} | {' | '.join(f'{rate:.1f}' for rate in middle)} | {middle[-1] / middle[0]:.2f}x |",
             flush=True,
         )
     print()
