@@ -127,7 +127,7 @@ class Gallery:
     ) -> AddReport:
         """Add the pictures of folders, files, lists (CSV, Parquet), or vectors (Parquet with a column `embedding`).
 
-        A picture found in a folder is labelled by the folder it lies in; `labels` is "folder", "none", or a CSV of
+        A picture found in a folder is labelled by the folder it lies in; `labels` is "folder", "none", or a list of
         path,label. Known pictures keep a label that nothing is said of. `metadata` sets the user's own columns for
         every picture; further columns of a CSV or Parquet file do so for each. A picture that cannot be read is left
         out and named in the report. What is wrong with the call raises InputError before anything is changed.

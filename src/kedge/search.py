@@ -412,7 +412,7 @@ class TwoStageIndex:
         bounds, square = sketch.squared_distances(near.double, places)
         if whole:
             for bucket in seen:
-                bounds[usable.bucket(int(bucket))] = np.inf
+                bounds[usable.bucket(int(bucket))] = np.nan  # within no limit: they were compared already
         error = sketch.error(float(np.sqrt(near.squares[0])) + self._largest)
 
         def within(of: Vectors) -> Rows:

@@ -191,7 +191,7 @@ def _found_inside(place: Path, *, by_folder: bool) -> list[_Source]:
 
 def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"no file of labels at {path}: give 'folder', 'none' or a CSV with the columns path,label")
+        raise InputError(f"no file of labels at {path}: give 'folder', 'none' or a list with the columns path,label")
     rows = read_list(path)
     if rows and "label" not in rows[0]:
         raise InputError(f"{path} has no column 'label': give a list with the columns path,label")
