@@ -32,7 +32,7 @@ METADATA_TYPES = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 _RETRIES, _PATIENCE = 100, timedelta(minutes=5)
 # Small fragments are made into bigger ones a tier at a time, so that a picture is rewritten twice, not at every add.
-_TIERS, _MANY = (1024, 65536), 32
+_TIERS, _MANY = ((0, 256), (256, 65536)), 32
 # Older versions stay for so long, but no more than so many, to go back to; other processes need them for seconds. Each
 # makes every commit a little slower, and dropping some takes a look at all: it waits until a quarter more are there.
 _KEPT, _MOST_KEPT, _SLACK = timedelta(days=1), 1000, 1.25
@@ -305,14 +305,15 @@ class PicturesTable:
     def tidy(self) -> None:
         """Make many small fragments into few, where that pays; leave it to the next time when others are writing.
 
-        Big ones are put together as they are, which takes a tenth of the memory that writing them anew does.
+        Big ones are put together as they are, which takes a tenth of the memory that writing them anew does; of small
+        ones that would leave pages of a single row, which every write reads through.
         """
         try:
-            for rows in _TIERS:
+            for least, most in _TIERS:
                 sizes = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
-                if sum(size < rows for size in sizes) > _MANY:
-                    mode = "reencode" if rows == _TIERS[0] else "try_binary_copy"
-                    self._dataset.optimize.compact_files(target_rows_per_fragment=rows, compaction_mode=mode)
+                if sum(least <= size < most for size in sizes) > _MANY:
+                    mode = "try_binary_copy" if least else "reencode"
+                    self._dataset.optimize.compact_files(target_rows_per_fragment=most, compaction_mode=mode)
                     self._drop_old_versions()
         except _FAILURES:
             self.refresh()
