@@ -8,7 +8,7 @@ known    `kedge add` again, on 100,000 pictures that are known already
 memory   peak memory of an add, by the number of pictures
 read     how far embeddings lie apart when pictures are read in other ways, and the resize from torchvision's
 runtimes pictures a second of each runtime, and of the graph in int8, on ready-made tensors with one thread
-loss     mAP of a trained model, --model on --data, in each precision
+precision mAP of a trained model, --model on --data, in float32 and bfloat16
 input    share of a training step that the input pipeline takes, at 64 px
 
 Photographs: two that come with scikit-learn, cut at random to some 512 px and saved as JPEG, seeded; networks with
@@ -43,14 +43,19 @@ print(report.added, int(peak.split()[1]) / 1024)
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=[part for part in PARTS if part != "loss"], choices=list(PARTS))
+    parser.add_argument(
+        "--parts", nargs="+", default=[part for part in PARTS if part != "precision"], choices=list(PARTS)
+    )
     parser.add_argument("--backbones", nargs="+", default=["resnet18", "resnet50", "swin_tiny_patch4_window7_224"])
     parser.add_argument("--pictures", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--known", type=int, default=100_000)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if "precision" in options.parts and not (options.model and options.data):
+        parser.error("the part precision needs --model and --data")
+    return options
 
 
 def photographs(folder, count, side=512, seed=0):
@@ -311,7 +316,7 @@ def measure_runtimes(options, folder):
     print()
 
 
-def measure_loss(options, folder):
+def measure_precision(options, folder):
     """The mAP of the model's own distance, and how far embeddings of test pictures lie from those in float32."""
     plainly = kedge.Encoder(kedge.Model.load(options.model), runtime="onnxruntime")
     pictures = kedge.load_dataset(options.data).test[:1000].decode(plainly.image_size).pixels
@@ -337,7 +342,7 @@ PARTS = {
     "memory": measure_memory,
     "read": measure_read,
     "runtimes": measure_runtimes,
-    "loss": measure_loss,
+    "precision": measure_precision,
     "input": measure_input,
 }
 

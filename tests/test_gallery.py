@@ -287,6 +287,18 @@ def test_a_list_in_parquet_says_what_one_in_csv_does(gallery, tmp_path):
     assert gallery.count("label = 'x'") == 1
 
 
+def test_single_adds_leave_few_fragments_and_rewrite_no_big_one(gallery):
+    vectors = unit_vectors(400)
+    gallery.add_vectors(vectors[:300])
+    (big,) = (file.path for fragment in gallery._table._dataset.get_fragments() for file in fragment.data_files())
+    for row in range(300, 400):
+        gallery.add_vectors(vectors[row : row + 1])
+    fragments = gallery._table._dataset.get_fragments()
+    assert len(fragments) <= 34
+    assert sum(fragment.count_rows() for fragment in fragments) == gallery.count() == 400
+    assert big in {file.path for fragment in fragments for file in fragment.data_files()}
+
+
 def test_progress_reaches_the_whole(gallery, photos):
     calls = []
     gallery.add(photos, progress=lambda *call: calls.append(call))

@@ -91,10 +91,13 @@ class Sketch:
         return cls(centre, directions, columns)
 
     def squared_distances(self, query: Doubles, places: slice | Rows) -> tuple[Vectors, float]:
-        """Return the squared distances of one query's point, (1, d), to those of some places, less a number, and it."""
+        """Return squared distances of one query's point p, (1, d), to those of some places, less ||p||^2, and ||p||^2.
+
+        It comes off a limit instead: that is one number, these are as many as there are places.
+        """
         (point,) = self._project(query, self.centre, self.directions)
-        less: Vectors = np.append(point, np.float32(1)) @ self.columns[:, places]
-        return less, float(point @ point)
+        beyond: Vectors = np.append(point, np.float32(1)) @ self.columns[:, places]
+        return beyond, float(point @ point)
 
     def error(self, reach: float) -> float:
         """Return how far a squared distance can be off for a query and vectors whose norms add up to `reach`."""
