@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kedge.augmentation import Augmentation
+from kedge.augmentation import Augmentation, mixed_up
 
 
 def numbered(size, count=6):
@@ -59,3 +59,15 @@ def test_brightness_scales_a_picture_as_a_whole():
     assert views.amax() <= 140
     assert torch.equal(views.amin(dim=(1, 2, 3)), views.amax(dim=(1, 2, 3)))
     assert len(views[:, 0, 0, 0].unique()) == 50
+
+
+def test_mixed_views_are_blends_of_what_their_shares_say():
+    pictures = numbered(32, count=12).float()
+    blended, shown = mixed_up(pictures, torch.arange(12), 1.0, torch.Generator().manual_seed(0))
+    (first, own), (second, others) = shown
+    assert first + second == pytest.approx(1.0)
+    assert 0.0 < first < 1.0
+    assert torch.equal(own, torch.arange(12))
+    assert torch.equal(others.sort().values, own)
+    # Labels are row numbers here, and so say which picture was blended in.
+    assert torch.allclose(blended, first * pictures + second * pictures[others])

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 import kedge
+from kedge.augmentation import mixed_up
 from kedge.config import TrainingConfig
+from kedge.defaults import resolve
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DivergedError, InputError, ModelError
 from kedge.losses import LOSSES, ClassAnchorMargin
@@ -110,6 +112,23 @@ def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
     assert np.abs(Encoder(few).encode(pictures, raw=True) - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("given", "mixup", "epochs"),
+    [
+        ({"shots": 20}, 1.0, 150),
+        ({"shots": 20, "loss": "center"}, None, 150),
+        ({"shots": 20, "mixup": 0.0, "epochs": 3}, 0.0, 3),
+        ({"shots": 21}, None, 60),
+        ({"shots": 20, "freeze_backbone": True}, None, 60),
+        ({}, None, 60),
+    ],
+)
+def test_few_shots_from_scratch_are_trained_longer_and_mixed(given, mixup, epochs, photos):
+    config = TrainingConfig.of(given)
+    resolved = resolve(config, LOSSES[config.loss], kedge.load_dataset(photos))
+    assert (resolved.mixup, resolved.epochs) == (mixup, epochs)
+
+
 def test_expanded_queries_are_evaluated(trained, photos):
     dataset = kedge.load_dataset(photos, membership=trained.splits())
     encoder, anchors = Encoder(trained), trained.anchors.vectors.astype(np.float64)
@@ -162,7 +181,7 @@ def test_shots_train_on_few_and_search_all(photos, tmp_path):
 
 
 def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
-    settings = {**FAST, "epochs": 8, "seed": 3}
+    settings = {**FAST, "epochs": 8, "seed": 3, "mixup": 1.0}
     whole = kedge.train(photos, tmp_path / "whole", **settings)
     code = "import json, sys, kedge; kedge.train(**json.loads(sys.argv[1]))"
     call = json.dumps({"data": str(photos), "out": str(tmp_path / "killed"), **settings})
@@ -209,6 +228,25 @@ def test_resume_state_is_no_arbitrary_pickle(tmp_path):
     data = LabelledBatches(torch.randn(24, 256), torch.arange(24) % 3)
     fit(module, data, None, tmp_path, resume=False, quiet=True)
     torch.load(tmp_path / "resume.ckpt", weights_only=True)
+
+
+def test_a_mixed_batch_counts_each_class_by_its_share():
+    settings = TrainingConfig.model_construct(**{**TrainingConfig().model_dump(), "mixup": 0.5, "auxiliary": 0.3})
+    network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
+    module = EmbeddingTraining(network, ClassAnchorMargin(3, 8, sphere=True), settings, 3, None)
+    pooled, labels = torch.randn(24, 256), torch.arange(24) % 3
+    module.random = torch.Generator().manual_seed(5)
+    value = module.training_step((pooled, labels), 0)
+    blended, shown = mixed_up(pooled, labels, 0.5, torch.Generator().manual_seed(5))
+    vectors, logits = network.embed(blended), module.classifier(blended)
+    expected = sum(
+        part * (module.loss(vectors, classes) + 0.3 * torch.nn.functional.cross_entropy(logits, classes))
+        for part, classes in shown
+    )
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    logged = module.sums
+    named = sum(logged[name] for name in ("attractor", "repeller", "norm_floor", "auxiliary"))
+    assert logged["loss"] == pytest.approx(named, rel=1e-5)
 
 
 def test_loss_that_is_no_number_stops_with_a_reason(photos, tmp_path):

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import beta
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augmentation"]
+__all__ = ["Augmentation", "mixed_up"]
 
 # From this size on pictures hold enough detail to be seen at random scales.
 SCALED_FROM = 96
@@ -70,3 +71,17 @@ class Augmentation:
         if not self.flip:
             return torch.zeros(count, dtype=torch.bool, device=device)
         return torch.rand(count, generator=generator, device=device) < 0.5
+
+
+def mixed_up(
+    views: Tensor, labels: Tensor, alpha: float, generator: torch.Generator
+) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    """Return each view blended with another of its batch, and what the blends show: (share, labels) twice.
+
+    The share is drawn from Beta(alpha, alpha), one for the batch (mixup, arXiv:1710.09412).
+    """
+    drawn = torch.rand((), generator=generator, device=views.device)
+    share = float(beta.ppf(float(drawn), alpha, alpha))
+    partners = torch.randperm(len(views), generator=generator, device=views.device)
+    blended = share * views + (1.0 - share) * views[partners]
+    return blended, [(share, labels), (1.0 - share, labels[partners])]

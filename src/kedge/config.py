@@ -40,7 +40,7 @@ class TrainingConfig(BaseModel):
     distance: Literal["l2", "cosine", "auto"] = "auto"
 
     epochs: int | None = Field(None, ge=1)
-    """None: as many as show 80,000 pictures, at least 8 and at most 60."""
+    """None: as many as show 80,000 pictures, at least 8 and at most 60, or 150 from scratch from scratch with up to 20 shots."""
     batch_size: int | None = Field(None, ge=2)
     """None: 100, or less for few pictures, so that an epoch has some 16 steps; at least 16."""
     seed: int = Field(0, ge=0)
@@ -62,6 +62,9 @@ class TrainingConfig(BaseModel):
     flip: bool | None = None
     """Mirror pictures left-right; None: yes, but for digits."""
     brightness: float = Field(0.4, ge=0, lt=1)
+    mixup: float | None = Field(None, ge=0)
+    """Blend pictures of a batch two by two, in shares drawn from Beta(mixup, mixup); 0: not at all.
+    None: 0, but 1 for `cam` and `cam-sphere` from scratch with up to 20 shots."""
 
     margin: float | None = Field(None, gt=0)
     scale: float | None = Field(None, gt=0)

@@ -16,6 +16,10 @@ __all__ = ["resolve"]
 # Pictures shown in a whole training run, when the number of epochs is left to us.
 SHOWN_PICTURES, LEAST_EPOCHS, MOST_EPOCHS = 80_000, 8, 60
 
+# Up to so many shots a network from scratch is trained longer, and by the loss's few-shot settings: both win on other
+# pictures of the training split. With forty pictures a class these settings lose (docs/results.md).
+FEW_SHOTS, MOST_FEW_SHOT_EPOCHS = 20, 150
+
 # Power that wins on validation pictures across data sets (docs/results.md).
 USUAL_SHARPENING = 1.5
 
@@ -34,12 +38,15 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     if config.freeze_backbone:
         open_settings |= {"auxiliary": 0.0, "head": "linear", "optimizer": "adamw"}
         open_settings |= {"learning_rate": 1e-3, "weight_decay": 0.05}
+    few = config.shots is not None and config.shots <= FEW_SHOTS and not (config.pretrained or config.freeze_backbone)
+    if few:
+        open_settings |= recipe.few_shot_settings
     passes = -(-SHOWN_PICTURES // max(1, count))
     open_settings |= {
         "backbone": backbone,
         "image_size": max(side, least_image_size(backbone)),
         "dim": min(512, 64 * -(-classes // 64)),
-        "epochs": min(MOST_EPOCHS, max(LEAST_EPOCHS, passes)),
+        "epochs": min(MOST_FEW_SHOT_EPOCHS if few else MOST_EPOCHS, max(LEAST_EPOCHS, passes)),
         "batch_size": min(open_settings["batch_size"], max(16, count // 16)),
         "flip": dataset.mirror,
     }

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kedge.augmentation import Augmentation
+from kedge.augmentation import Augmentation, mixed_up
 from kedge.config import TrainingConfig
 from kedge.datasets import Split
 from kedge.errors import DivergedError
@@ -130,13 +130,24 @@ class EmbeddingTraining(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """Return the loss of one batch."""
         inputs, labels = batch
-        pooled = inputs if self.augmentation is None else self.network.pool(self.augmentation(inputs, self.random))
-        loss: Tensor = self.loss(self.network.embed(pooled), labels)
-        terms = vars(self.loss.terms) if isinstance(self.loss, ClassAnchorMargin) else {}
-        if self.classifier is not None:
-            auxiliary = (self.settings.auxiliary or 0.0) * F.cross_entropy(self.classifier(pooled).float(), labels)
-            terms = {**terms, "auxiliary": float(auxiliary.detach())}
-            loss = loss + auxiliary
+        views = inputs if self.augmentation is None else self.augmentation(inputs, self.random)
+        shown = [(1.0, labels)]
+        if self.settings.mixup:
+            views, shown = mixed_up(views, labels, self.settings.mixup, self.random)
+        pooled = views if self.augmentation is None else self.network.pool(views)
+        embeddings = self.network.embed(pooled)
+        logits = self.classifier(pooled).float() if self.classifier else None
+        loss = embeddings.new_zeros((), dtype=torch.float32)
+        terms: dict[str, float] = {}
+        for share, classes in shown:
+            own: Tensor = self.loss(embeddings, classes)
+            parts = vars(self.loss.terms) if isinstance(self.loss, ClassAnchorMargin) else {}
+            if logits is not None:
+                auxiliary = (self.settings.auxiliary or 0.0) * F.cross_entropy(logits, classes)
+                parts = {**parts, "auxiliary": float(auxiliary.detach())}
+                own = own + auxiliary
+            loss = loss + share * own
+            terms |= {name: terms.get(name, 0.0) + share * part for name, part in parts.items()}
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(self._reason(value))
