@@ -40,7 +40,7 @@ class TrainingConfig(BaseModel):
     distance: Literal["l2", "cosine", "auto"] = "auto"
 
     epochs: int | None = Field(None, ge=1)
-    """None: as many as show 80,000 pictures, at least 8 and at most 60, or 150 from scratch from scratch with up to 20 shots."""
+    """None: as many as show 80,000 pictures, at least 8 and at most 60 (150 from scratch with up to 20 shots)."""
     batch_size: int | None = Field(None, ge=2)
     """None: 100, or less for few pictures, so that an epoch has some 16 steps; at least 16."""
     seed: int = Field(0, ge=0)
