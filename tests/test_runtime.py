@@ -91,3 +91,20 @@ print(len(forked))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
+
+
+def test_ctrl_c_is_heard_after_an_encoder_was_let_go_in_another_thread(tmp_path):
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    program = f"""
+import gc, signal, threading, kedge
+encoders = [kedge.Encoder({str(model.folder)!r}, runtime="openvino", threads=1)]
+thread = threading.Thread(target=lambda: (encoders.clear(), gc.collect()))
+thread.start()
+thread.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any, Literal, cast, get_args
 
@@ -20,6 +22,7 @@ __all__ = ["Precision", "Runtime", "best_runtime", "describe_runtime", "load_gra
 Runtime = Literal["auto", "onnxruntime", "openvino"]
 Precision = Literal["float32", "bfloat16", "int8"]
 Graph = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+_ONE_CORE = Lock()
 
 
 def load_graph(path: Path, *, runtime: Runtime, precision: Precision, threads: int | None) -> Graph:
@@ -72,7 +75,7 @@ def has_bfloat16() -> bool:
     """Tell whether OpenVINO is installed and this CPU works with bfloat16."""
     if find_spec("openvino") is None:
         return False
-    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _providers() -> list[str]:
@@ -111,10 +114,25 @@ def _openvino() -> ModuleType:
             del sys.modules[telemetry]
 
 
+def _openvino_core() -> Any:
+    """Return the process's one OpenVINO core, which is never let go.
+
+    A core gives the thread that makes it a stack for signal handlers, and takes that memory back wherever it is let go.
+    Let go in another thread, it leaves the first one without: the next signal, such as a Ctrl-C, crashes the process.
+    """
+    with _ONE_CORE:
+        return _core_of(_openvino())
+
+
+@cache
+def _core_of(openvino: ModuleType) -> Any:
+    return openvino.Core()
+
+
 def _load_openvino(path: Path, precision: Precision, threads: int) -> Graph:
     hint = "bf16" if precision == "bfloat16" else "f32"
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
-    request = _openvino().Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request = _openvino_core().compile_model(str(path), "CPU", settings).create_infer_request()
 
     def run(squares: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         # Copied: the next pictures' embeddings come into the same place.
