@@ -118,12 +118,12 @@ def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
         ({"shots": 20}, 1.0, 150),
         ({"shots": 20, "loss": "center"}, None, 150),
         ({"shots": 20, "mixup": 0.0, "epochs": 3}, 0.0, 3),
-        ({"shots": 21}, None, 60),
+        ({"shots": 21}, None, 150),
         ({"shots": 20, "freeze_backbone": True}, None, 60),
-        ({}, None, 60),
+        ({}, None, 150),
     ],
 )
-def test_few_shots_from_scratch_are_trained_longer_and_mixed(given, mixup, epochs, photos):
+def test_networks_from_scratch_are_trained_longer_and_with_few_shots_mixed(given, mixup, epochs, photos):
     config = TrainingConfig.of(given)
     resolved = resolve(config, LOSSES[config.loss], kedge.load_dataset(photos))
     assert (resolved.mixup, resolved.epochs) == (mixup, epochs)
