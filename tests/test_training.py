@@ -115,18 +115,21 @@ def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
 @pytest.mark.parametrize(
     ("given", "mixup", "epochs"),
     [
-        ({"shots": 20}, 1.0, 150),
-        ({"shots": 20, "loss": "center"}, None, 150),
-        ({"shots": 20, "mixup": 0.0, "epochs": 3}, 0.0, 3),
-        ({"shots": 21}, None, 150),
-        ({"shots": 20, "freeze_backbone": True}, None, 60),
-        ({}, None, 150),
+        ({}, 1.0, 150),
+        ({"loss": "center"}, None, 150),
+        ({"mixup": 0.0}, 0.0, 150),
+        ({"epochs": 100}, 1.0, 100),
+        ({"epochs": 99}, None, 99),
+        ({"freeze_backbone": True}, None, 60),
+        ({"freeze_backbone": True, "epochs": 100}, None, 100),
     ],
 )
-def test_networks_from_scratch_are_trained_longer_and_with_few_shots_mixed(given, mixup, epochs, photos):
-    config = TrainingConfig.of(given)
-    resolved = resolve(config, LOSSES[config.loss], kedge.load_dataset(photos))
+def test_few_pictures_are_seen_often_and_mixed_from_scratch(given, mixup, epochs, photos, monkeypatch):
+    config, dataset = TrainingConfig.of(given), kedge.load_dataset(photos)
+    resolved = resolve(config, LOSSES[config.loss], dataset)
     assert (resolved.mixup, resolved.epochs) == (mixup, epochs)
+    monkeypatch.setattr("kedge.defaults.FEW_PICTURES", len(dataset.train) - 1)
+    assert resolve(config, LOSSES[config.loss], dataset).mixup == config.mixup
 
 
 def test_expanded_queries_are_evaluated(trained, photos):

@@ -17,9 +17,9 @@ __all__ = ["resolve"]
 # network from scratch gains more by length than by any other setting (docs/results.md).
 SHOWN_FROM_SCRATCH, SHOWN_OTHERWISE = (160_000, 16, 150), (80_000, 8, 60)
 
-# Up to so many shots a network from scratch is trained by the loss's few-shot settings, which win on other pictures of
-# the training split. With forty pictures a class they lose (docs/results.md).
-FEW_SHOTS = 20
+# A network from scratch that sees so few pictures so often is trained by the loss's settings for that. They win with
+# 1,000 pictures and 150 epochs, by other pictures of the training split, not with 2,000 and 80 (docs/results.md).
+FEW_PICTURES, MANY_EPOCHS = 1_600, 100
 
 # Power that wins on validation pictures across data sets (docs/results.md).
 USUAL_SHARPENING = 1.5
@@ -40,14 +40,15 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
         open_settings |= {"auxiliary": 0.0, "head": "linear", "optimizer": "adamw"}
         open_settings |= {"learning_rate": 1e-3, "weight_decay": 0.05}
     from_scratch = not (config.pretrained or config.freeze_backbone)
-    if from_scratch and config.shots is not None and config.shots <= FEW_SHOTS:
-        open_settings |= recipe.few_shot_settings
     shown, least, most = SHOWN_FROM_SCRATCH if from_scratch else SHOWN_OTHERWISE
+    epochs = config.epochs or min(most, max(least, -(-shown // max(1, count))))
+    if from_scratch and count <= FEW_PICTURES and epochs >= MANY_EPOCHS:
+        open_settings |= recipe.few_picture_settings
     open_settings |= {
         "backbone": backbone,
         "image_size": max(side, least_image_size(backbone)),
         "dim": min(512, 64 * -(-classes // 64)),
-        "epochs": min(most, max(least, -(-shown // max(1, count)))),
+        "epochs": epochs,
         "batch_size": min(open_settings["batch_size"], max(16, count // 16)),
         "flip": dataset.mirror,
     }

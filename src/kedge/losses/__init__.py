@@ -46,7 +46,7 @@ class LossRecipe:
     """A loss by name. `build(num_classes, dim, settings)` makes it; None: nothing is trained.
 
     `settings` are the TrainingConfig values that this loss is best trained with, chosen on validation pictures;
-    `few_shot_settings` go over them with few pictures a class.
+    `few_picture_settings` go over them where few pictures are seen often.
     `on_sphere`: its embedding is the unit vector. `learns_anchors`: it has anchors of its own; class means serve else.
     """
 
@@ -55,7 +55,7 @@ class LossRecipe:
     source: str
     build: Callable[[int, int, TrainingConfig], nn.Module] | None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    few_shot_settings: Mapping[str, Any] = field(default_factory=dict)
+    few_picture_settings: Mapping[str, Any] = field(default_factory=dict)
     on_sphere: bool = False
     learns_anchors: bool = False
     classifies: bool = False
@@ -121,7 +121,7 @@ LOSSES: dict[str, LossRecipe] = {
             "this project, after arXiv:2306.00630",
             _class_anchor_margin(sphere=True),
             {**_SHARED, **_ANCHORS, "auxiliary": 0.3, "batch_size": 50},
-            few_shot_settings={"mixup": 1.0},
+            few_picture_settings={"mixup": 1.0},
             on_sphere=True,
             learns_anchors=True,
             own_tries=({"auxiliary": 0.1}, {"auxiliary": 1.0}),
@@ -132,7 +132,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:2306.00630",
             _class_anchor_margin(sphere=False),
             {**_SHARED, **_ANCHORS, "auxiliary": 0.0},
-            few_shot_settings={"mixup": 1.0},
+            few_picture_settings={"mixup": 1.0},
             learns_anchors=True,
             own_tries=({"margin": 4.0}, {"margin": 16.0}),
         ),
