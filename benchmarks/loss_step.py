@@ -64,8 +64,9 @@ def measure(cell, options):
     # Random pictures of random classes; the anchors wander as they do in training, by AdamW at the usual rate.
     classes = cell["classes"]
     before = peak_bytes()
-    loss = loss_recipe(cell["loss"]).build(classes, options.dim, TrainingConfig())
-    parameters = list(loss.parameters())
+    recipe = loss_recipe(cell["loss"])
+    loss = recipe.build(classes, options.dim, TrainingConfig.of(dict(recipe.settings)))
+    parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.0) if parameters else None
     times, steps, exact = [], [], []
     started = time.perf_counter()
