@@ -120,6 +120,8 @@ def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
         ({"mixup": 0.0}, 0.0, 150),
         ({"epochs": 100}, 1.0, 100),
         ({"epochs": 99}, None, 99),
+        ({"image_size": 96}, 1.0, 150),
+        ({"image_size": 97}, None, 60),
         ({"freeze_backbone": True}, None, 60),
         ({"freeze_backbone": True, "epochs": 100}, None, 100),
     ],

@@ -40,7 +40,7 @@ class TrainingConfig(BaseModel):
     distance: Literal["l2", "cosine", "auto"] = "auto"
 
     epochs: int | None = Field(None, ge=1)
-    """None: from scratch as many as show 160,000 pictures, 16 to 150; otherwise 80,000 and 8 to 60."""
+    """None: as many as show 80,000 pictures, 8 to 60; from scratch with pictures up to 96 px 160,000 and 16 to 150."""
     batch_size: int | None = Field(None, ge=2)
     """None: 100, or less for few pictures, so that an epoch has some 16 steps; at least 16."""
     seed: int = Field(0, ge=0)

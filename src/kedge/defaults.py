@@ -13,9 +13,12 @@ from kedge.picture import read_picture
 
 __all__ = ["resolve"]
 
-# Pictures shown in a whole training run, and the least and most epochs, when the number of epochs is left to us: a
-# network from scratch gains more by length than by any other setting (docs/results.md).
-SHOWN_FROM_SCRATCH, SHOWN_OTHERWISE = (160_000, 16, 150), (80_000, 8, 60)
+# Up to this side, in pixels, pictures are small: a half-width network reads them, and training from scratch is quick.
+SMALL_SIDE = 96
+
+# Pictures shown in a whole training run, and the least and most epochs, when the number of epochs is left to us. From
+# scratch length is worth more than any other setting (docs/results.md); with large pictures it would take hours.
+SHOWN_SMALL, SHOWN_OTHERWISE = (160_000, 16, 150), (80_000, 8, 60)
 
 # A network from scratch that sees so few pictures so often is trained by the loss's settings for that. They win with
 # 1,000 pictures and 150 epochs, by other pictures of the training split, not with 2,000 and 80 (docs/results.md).
@@ -29,7 +32,7 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     """Return the settings with every open one filled in; raise ConfigError for those that exclude each other."""
     count, classes = len(dataset.train), len(dataset.classes)
     side = config.image_size or _usual_side(dataset.train)
-    small = side <= 96 and not config.pretrained
+    small = side <= SMALL_SIDE and not config.pretrained
     backbone = config.backbone or (SMALL_BACKBONE if small else "resnet18")
     check_backbone(backbone, pretrained=config.pretrained)
     open_settings: dict[str, Any] = dict(recipe.settings)
@@ -40,13 +43,14 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
         open_settings |= {"auxiliary": 0.0, "head": "linear", "optimizer": "adamw"}
         open_settings |= {"learning_rate": 1e-3, "weight_decay": 0.05}
     from_scratch = not (config.pretrained or config.freeze_backbone)
-    shown, least, most = SHOWN_FROM_SCRATCH if from_scratch else SHOWN_OTHERWISE
+    image_size = max(side, least_image_size(backbone))
+    shown, least, most = SHOWN_SMALL if from_scratch and image_size <= SMALL_SIDE else SHOWN_OTHERWISE
     epochs = config.epochs or min(most, max(least, -(-shown // max(1, count))))
     if from_scratch and count <= FEW_PICTURES and epochs >= MANY_EPOCHS:
         open_settings |= recipe.few_picture_settings
     open_settings |= {
         "backbone": backbone,
-        "image_size": max(side, least_image_size(backbone)),
+        "image_size": image_size,
         "dim": min(512, 64 * -(-classes // 64)),
         "epochs": epochs,
         "batch_size": min(open_settings["batch_size"], max(16, count // 16)),
