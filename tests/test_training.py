@@ -249,7 +249,7 @@ def test_a_mixed_batch_counts_each_class_by_its_share():
         for part, classes in shown
     )
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
-    logged = module.sums
+    logged = module.means()
     named = sum(logged[name] for name in ("attractor", "repeller", "norm_floor", "auxiliary"))
     assert logged["loss"] == pytest.approx(named, rel=1e-5)
 

@@ -26,7 +26,7 @@ from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding
 from kedge.page import gather_material, report_page
-from kedge.training_loop import EmbeddingTraining, LabelledBatches, PicturesOnDisk, fit
+from kedge.training_loop import EmbeddingTraining, LabelledBatches, PicturesOnDisk, fit, training_device
 
 __all__ = ["train"]
 
@@ -92,7 +92,7 @@ def train(
         anchors=_sphere_anchors(loss, resolved),
         sharpening=resolved.sharpening or 1.0,
     )
-    stored.to(_device()).eval()
+    stored.to(training_device()).eval()
     if resolved.features == "joint":
         network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
     encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
@@ -203,7 +203,7 @@ def _train_network(
     if settings.freeze_backbone:
         for parameter in network.backbone.parameters():
             parameter.requires_grad_(False)
-        network.to(_device()).eval()
+        network.to(training_device()).eval()
         training, validation = _encode(network.pool, training), _encode(network.pool, validation)
         augmentation = None
     module = EmbeddingTraining(network, loss, settings, len(dataset.classes), augmentation)
@@ -213,7 +213,7 @@ def _train_network(
 
 def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> LabelledBatches:
     """Return function(pictures), float32 on the CPU, with the labels."""
-    device = _device()
+    device = training_device()
     vectors, labels = [], []
     with torch.inference_mode():
         for inputs, own_labels in pictures.in_order():
@@ -286,12 +286,6 @@ def _write_splits(folder: Path, dataset: Dataset) -> None:
         "test": sorted(tested),
     }
     (folder / SPLITS).write_text(json.dumps(stored), "utf-8")
-
-
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
 def _say(text: str, quiet: bool) -> None:

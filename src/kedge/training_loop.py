@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -33,7 +33,7 @@ from kedge.losses import ClassAnchorMargin
 from kedge.metrics import leave_one_out_map
 from kedge.network import Network
 
-__all__ = ["RESUME_FILE", "EmbeddingTraining", "LabelledBatches", "PicturesOnDisk", "fit"]
+__all__ = ["RESUME_FILE", "EmbeddingTraining", "LabelledBatches", "PicturesOnDisk", "fit", "training_device"]
 
 RESUME_FILE = "resume.ckpt"
 METRICS_FILE = "metrics.jsonl"
@@ -42,6 +42,10 @@ ENCODED_AT_ONCE = 128
 UNSAID = ("epoch", "seconds", "memory_mb")
 # Validation by epoch compares validation pictures among themselves; more of them say nothing new.
 MOST_VALIDATED = 2000
+# Share of a GPU's memory that pictures may take.
+MOST_OF_A_GPU = 0.1
+# Steps on a GPU between looks at whether the loss is finite.
+LOOKED_AT_EVERY = 50
 
 
 class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -57,6 +61,13 @@ class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def beside(self, device: torch.device) -> "LabelledBatches":
+        """Return the same kept on a GPU, where they take little of its memory: no batch need then be copied there."""
+        size = self.inputs.element_size() * self.inputs.numel()
+        if device.type != "cuda" or size > MOST_OF_A_GPU * torch.cuda.mem_get_info(device)[1]:
+            return self
+        return LabelledBatches(self.inputs.to(device), self.labels.to(device))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all rows in blocks."""
@@ -79,6 +90,10 @@ class PicturesOnDisk(LabelledBatches):
     def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         decoded = self.split[rows.numpy()].decode(self.image_size)
         return torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels)
+
+    def beside(self, device: torch.device) -> LabelledBatches:
+        """Return itself: it holds no pictures."""
+        return self
 
 
 class _ShuffledRows(Sampler[Tensor]):
@@ -116,14 +131,15 @@ class EmbeddingTraining(lightning.LightningModule):
         super().__init__()
         self.network, self.loss, self.settings, self.augmentation = network, loss, settings, augmentation
         self.classifier = nn.Linear(network.feature_dim, num_classes) if settings.auxiliary else None
-        self.sums: dict[str, float] = {}
+        self.names: tuple[str, ...] = ()
+        self.sums = torch.zeros(1)
         self.steps = 0
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, so that a resumed run draws what the uninterrupted one would have drawn."""
         torch.manual_seed(self.settings.seed * 100_003 + self.current_epoch)
         self.random = _generator(self.settings.seed, self.current_epoch, self.device)
-        self.sums, self.steps = {}, 0
+        self.sums, self.steps = torch.zeros(1, device=self.device), 0
         if self.augmentation is None:
             self.network.backbone.eval()
 
@@ -138,23 +154,32 @@ class EmbeddingTraining(lightning.LightningModule):
         embeddings = self.network.embed(pooled)
         logits = self.classifier(pooled).float() if self.classifier else None
         loss = embeddings.new_zeros((), dtype=torch.float32)
-        terms: dict[str, float] = {}
+        terms: dict[str, Tensor] = {}
         for share, classes in shown:
             own: Tensor = self.loss(embeddings, classes)
-            parts = vars(self.loss.terms) if isinstance(self.loss, ClassAnchorMargin) else {}
+            parts = self.loss.step_terms if isinstance(self.loss, ClassAnchorMargin) else {}
             if logits is not None:
                 auxiliary = (self.settings.auxiliary or 0.0) * F.cross_entropy(logits, classes)
-                parts = {**parts, "auxiliary": float(auxiliary.detach())}
+                parts = {**parts, "auxiliary": auxiliary.detach()}
                 own = own + auxiliary
             loss = loss + share * own
             terms |= {name: terms.get(name, 0.0) + share * part for name, part in parts.items()}
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(self._reason(value))
-        for name, term in {"loss": value, **terms}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + term
-        self.steps += 1
+        self._count({"loss": loss.detach(), **terms})
         return loss
+
+    def means(self) -> dict[str, float]:
+        """Return the loss and its terms, mean over the epoch's steps up to now."""
+        return dict(zip(self.names, (self.sums / max(1, self.steps)).tolist(), strict=True))
+
+    def _count(self, terms: Mapping[str, Tensor]) -> None:
+        """Add a step's terms to the epoch's; raise DivergedError soon after the loss is not finite any more."""
+        self.names = tuple(terms)
+        self.sums = self.sums + torch.stack([term.float() for term in terms.values()])
+        self.steps += 1
+        # A number taken from a GPU waits for it, and the GPU then waits for the next step. Sums keep a NaN.
+        looks = self.device.type == "cpu" or self.steps % LOOKED_AT_EVERY == 0 or self.trainer.is_last_batch
+        if looks and not math.isfinite(value := float(self.sums[0])):
+            raise DivergedError(self._reason(value))
 
     def _reason(self, value: float) -> str:
         return (
@@ -175,7 +200,9 @@ class EmbeddingTraining(lightning.LightningModule):
         if settings.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
         else:
-            optimizer = torch.optim.AdamW(groups)
+            # In float16 the gradients are scaled, which a fused step takes on itself, and clipping cannot.
+            fused = self.device.type == "cuda" and settings.precision != "float16"
+            optimizer = torch.optim.AdamW(groups, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(settings.warmup * total))
 
@@ -217,7 +244,7 @@ class _EpochLog(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, EmbeddingTraining)
         line: dict[str, float] = {"epoch": trainer.current_epoch + 1}
-        line |= {name: total / module.steps for name, total in module.sums.items()}
+        line |= module.means()
         line["seconds"] = round(time.perf_counter() - self.began, 3)
         line["memory_mb"] = _peak_memory()
         if self.validation is not None:
@@ -247,6 +274,13 @@ class _EpochLog(Callback):
         return id(self)
 
 
+def training_device() -> torch.device:
+    """Return where networks are trained: on CUDA or Apple's MPS where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
 def fit(
     training: EmbeddingTraining,
     data: LabelledBatches,
@@ -262,16 +296,23 @@ def fit(
     """
     settings = training.settings
     rows = _ShuffledRows(len(data), settings.batch_size or len(data), settings.seed)
+    device = training_device()
+    on_gpu = device.type == "cuda"
+    data, validation = data.beside(device), validation and validation.beside(device)
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         data, sampler=rows, batch_size=None, num_workers=data.workers, persistent_workers=data.workers > 0
     )
     checkpoint = folder / RESUME_FILE
+    if on_gpu:
+        # What convolutions on a GPU are quickest with.
+        training.network.to(memory_format=torch.channels_last)
     with _silent_lightning():
         trainer = lightning.Trainer(
             max_epochs=settings.epochs,
-            accelerator="auto",
+            accelerator=device.type,
             devices=1,
             precision=_precision(settings),
+            benchmark=on_gpu,
             gradient_clip_val=settings.gradient_clip,
             logger=False,
             enable_progress_bar=False,

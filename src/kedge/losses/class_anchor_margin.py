@@ -10,7 +10,7 @@ With embeddings e_i in R^d, classes y_i and anchors c_1..c_t in R^d:
     L_CAM = L_A + L_R + L_N
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -73,7 +73,8 @@ class ClassAnchorMargin(nn.Module):
     learnable:     False keeps the anchors where they start.
     attractor_weight, repeller_weight, norm_weight: weights of the three terms.
 
-    `terms` holds the last step's terms. Raises ConfigError for settings that cannot be.
+    `terms` holds the last step's terms; `step_terms` the same as tensors, for loops that must not wait for a GPU.
+    Raises ConfigError for settings that cannot be.
     """
 
     anchors: Tensor
@@ -115,7 +116,7 @@ class ClassAnchorMargin(nn.Module):
         self.exact = True
         self._watch = PairWatch()
         self._fixed: tuple[object, Tensor] | None = None
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.step_terms: dict[str, Tensor] = {}
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32."""
@@ -133,7 +134,7 @@ class ClassAnchorMargin(nn.Module):
                 floor = norm_floor(anchors, self.least_norm, self.reduction) * self.norm_weight
             pull = attractor(points, anchors[labels]) * (scale * self.attractor_weight)
             push = self._repeller(anchors) * (scale * self.repeller_weight)
-        self._last = (pull.detach(), push.detach(), floor.detach())
+        self.step_terms = {"attractor": pull.detach(), "repeller": push.detach(), "norm_floor": floor.detach()}
         return pull + push + floor
 
     def _repeller(self, anchors: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class ClassAnchorMargin(nn.Module):
     def terms(self) -> LossTerms:
         """The last step's attractor, repeller and norm floor, weighted; zeros before the first step."""
         # Read when asked for, not in `forward`: a number taken from a GPU waits for it.
-        return LossTerms(*(float(term) for term in self._last)) if self._last else LossTerms(0.0, 0.0, 0.0)
+        return LossTerms(*(float(self.step_terms.get(term.name, 0.0)) for term in fields(LossTerms)))
 
     def extra_repr(self) -> str:
         """Say the settings when the module is printed."""

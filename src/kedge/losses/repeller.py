@@ -96,6 +96,9 @@ class _Hinge(torch.autograd.Function):
 
 def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
     """Return ||x - y||^2, shape (n, t), accurate for close ones too."""
+    if left.device.type == "cuda" and len(right) <= MOST_SUMMED:
+        # Looking for the close ones makes the CPU wait for the GPU, and so few are quick by differences.
+        return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square_()
     squares = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)[None, :]
     squared = torch.addmm(squares, left, right.T, alpha=-2.0)
     first, second = torch.nonzero(squared < CLOSE * squares, as_tuple=True)
