@@ -22,7 +22,9 @@ LAYERS = [
     {"intake", "queries", "gallery_folder"},
     {"pictures_table"},
     {"sources", "vectors", "checksums", "duplicates", "export_gallery"},
-    {"search", "encoder", "datasets", "losses", "network", "augmentation"},
+    {"search", "encoder", "datasets", "augmentation"},
+    {"torch_runtime"},
+    {"losses", "network"},
     {"bounds"},
     {"filing", "figures"},
     {"model"},
@@ -42,6 +44,7 @@ WITH_TORCH = {
     "losses",
     "network",
     "augmentation",
+    "torch_runtime",
 }
 
 

@@ -31,12 +31,23 @@ def test_the_choice_goes_by_what_the_machine_has(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime, "_providers", lambda: ["CPUExecutionProvider"])
     for has, expected in ((True, "openvino"), (False, "onnxruntime")):
         monkeypatch.setattr(runtime, "has_bfloat16", lambda has=has: has)
-        assert runtime.best_runtime("float32") == expected
+        assert runtime.best_runtime("float32", has_weights=False) == expected
         model = make_model(tmp_path / expected, classes=CLASSES)
         assert model.info()["runtime"].startswith(expected)
     monkeypatch.setattr(runtime, "_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    assert runtime.best_runtime("float32") == "onnxruntime"
-    assert "CUDA" in runtime.describe_runtime("int8")
+    assert runtime.best_runtime("float32", has_weights=True) == "onnxruntime"
+    assert "CUDA" in runtime.describe_runtime("int8", has_weights=True)
+
+
+def test_a_gpu_takes_models_that_have_their_weights(monkeypatch):
+    monkeypatch.setattr(runtime, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
+    assert runtime.best_runtime("float32", has_weights=True) == "torch"
+    assert runtime.best_runtime("bfloat16", has_weights=True) == "torch"
+    assert "on CUDA" in runtime.describe_runtime("float32", has_weights=True)
+    assert runtime.best_runtime("int8", has_weights=True) == "onnxruntime"
+    assert runtime.best_runtime("float32", has_weights=False) == "onnxruntime"
 
 
 def test_bfloat16_is_fixed_in_the_gallery(monkeypatch, tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 import kedge
@@ -22,6 +21,7 @@ from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DivergedError, InputError, ModelError
 from kedge.losses import LOSSES, ClassAnchorMargin
 from kedge.network import Network, StoredEmbedding
+from kedge.torch_runtime import restore_network
 from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit
 from tests.pictures import draw_classes
 
@@ -88,8 +88,7 @@ def test_sphere_model_stores_unit_vectors_and_unit_anchors(trained, photos):
 
 
 def test_exported_graph_equals_the_network(trained):
-    network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
-    network.load_state_dict(load_file(trained.folder / "weights.safetensors"))
+    network = restore_network(trained).network
     pixels = torch.randint(0, 256, (70, 32, 32, 3), dtype=torch.uint8)
     anchors = torch.from_numpy(trained.anchors.vectors)
     stored = StoredEmbedding(network.eval(), "embedding", anchors=anchors, sharpening=1.5)
@@ -104,8 +103,7 @@ def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
     pooled = kedge.train(photos, tmp_path / "pooled", features="pooled", **FAST)
     shown = [model.card.trained.get("sharpening") for model in (trained, few, pooled)]
     assert shown == [1.5, 1.0, None]
-    network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
-    network.load_state_dict(load_file(few.folder / "weights.safetensors"))
+    network = restore_network(few).network
     pictures = kedge.load_dataset(photos).test.decode(32).pixels
     with torch.inference_mode():
         expected = network.eval()(torch.from_numpy(pictures))[0].numpy()
@@ -173,7 +171,7 @@ def test_frozen_backbone_keeps_its_weights_and_trains_the_head(photos, tmp_path)
     torch.manual_seed(0)
     before = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True).state_dict()
     model = kedge.train(photos, tmp_path / "model", freeze_backbone=True, **FAST)
-    after = load_file(model.folder / "weights.safetensors")
+    after = restore_network(model).network.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("backbone."))
     assert not torch.equal(after["head.weight"], before["head.weight"])
 

@@ -49,7 +49,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable resul
 
 Expand = Annotated[bool, typer.Option("--expand", help="Turn queries to the anchors of the classes they look like.")]
 
-Runtime = Annotated[str, typer.Option(help="What runs the model: auto (the fastest here), onnxruntime or openvino.")]
+Runtime = Annotated[str, typer.Option(help="What runs the model: auto (the fastest), onnxruntime, openvino or torch.")]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Encoder: pictures -> embeddings, by the model's ONNX graph. Runs without torch."""
+"""Encoder: pictures -> embeddings, by the model's ONNX graph, without torch; by torch where there is a GPU."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.anchors import unit_length
-from kedge.errors import InputError
+from kedge.errors import InputError, MissingPartError
 from kedge.model import Model
 from kedge.picture import square
-from kedge.runtime import Runtime, load_graph
+from kedge.runtime import Graph, Runtime, best_runtime, load_graph
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["Encoder"]
 
-# Pixels at once, which caches hold; and how many pictures at most.
+# Pixels at once, which caches hold; and how many pictures at most. A GPU wants more at once.
 BATCH_PIXELS, MOST_AT_ONCE = 16 * 224 * 224, 64
+TIMES_ON_GPU = 16
 
 
 class Encoder:
@@ -30,7 +31,11 @@ class Encoder:
 
     def __init__(self, model: Model | str | Path, *, threads: int | None = None, runtime: Runtime = "auto") -> None:
         model = model if isinstance(model, Model) else Model.load(model)
-        self._run = load_graph(model.encoder_path, runtime=runtime, precision=model.card.precision, threads=threads)
+        precision = model.card.precision
+        chosen = best_runtime(precision, has_weights=model.has_weights) if runtime == "auto" else runtime
+        self._run = _load(model, chosen, threads)
+        times = TIMES_ON_GPU if chosen == "torch" else 1
+        self._at_once = times * max(1, min(MOST_AT_ONCE, BATCH_PIXELS // model.card.preprocessing.image_size**2))
         self.image_size = model.card.preprocessing.image_size
         self.dim = model.card.dim
         self.normalises = model.card.distance == "cosine"
@@ -46,9 +51,8 @@ class Encoder:
                 f"pictures of shape (n, {size}, {size}, 3) uint8 are expected, not {squares.shape} {squares.dtype}"
             )
         parts = [np.zeros((0, self.dim), dtype=np.float32)]
-        batch = max(1, min(MOST_AT_ONCE, BATCH_PIXELS // size**2))
-        for start in range(0, len(squares), batch):
-            parts.append(self._run(squares[start : start + batch]))
+        for start in range(0, len(squares), self._at_once):
+            parts.append(self._run(squares[start : start + self._at_once]))
         embeddings = np.concatenate(parts)
         return embeddings if raw or not self.normalises else unit_length(embeddings)
 
@@ -58,3 +62,13 @@ class Encoder:
         for row, image in enumerate(images):
             squares[row] = square(image, self.image_size)
         return self.encode(squares, raw=raw)
+
+
+def _load(model: Model, runtime: Runtime, threads: int | None) -> Graph:
+    if runtime != "torch":
+        return load_graph(model.encoder_path, runtime=runtime, precision=model.card.precision, threads=threads)
+    try:
+        from kedge.torch_runtime import load_network
+    except ImportError as error:
+        raise MissingPartError(f"the runtime needs {error.name}: pip install 'kedge[train]'") from error
+    return load_network(model)

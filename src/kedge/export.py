@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 def export_encoder(stored: StoredEmbedding, folder: Path, image_size: int) -> None:
     """Write `encoder.onnx` and `weights.safetensors`; raise WorkError when the graph does not agree with torch."""
-    stored = stored.to("cpu").float().eval()
+    stored = stored.to("cpu").float().to(memory_format=torch.contiguous_format).eval()
     pictures = torch.randint(0, 256, (3, image_size, image_size, 3), dtype=torch.uint8)
     path = folder / ENCODER
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -44,8 +44,7 @@ def export_encoder(stored: StoredEmbedding, folder: Path, image_size: int) -> No
         )
         expected = stored(pictures).numpy()
     _check_graph(path, pictures.numpy(), expected)
-    weights = {name: tensor.contiguous() for name, tensor in stored.network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in stored.state_dict().items()}, folder / WEIGHTS)
 
 
 def _check_graph(path: Path, pictures: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:

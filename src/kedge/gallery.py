@@ -443,7 +443,7 @@ class Gallery:
             "dim": self._anchors.dim,
             "distance": self.model.card.distance,
             "precision": self.model.card.precision,
-            "runtime": describe_runtime(self.model.card.precision),
+            "runtime": describe_runtime(self.model.card.precision, has_weights=self.model.has_weights),
             "columns": list(self._table.metadata_columns),
             "version": self._table.version,
         }

@@ -2,7 +2,7 @@
 
     kedge.json           classes, preprocessing, distance, how it was trained, what it scored
     encoder.onnx         pictures -> embeddings, runs without torch
-    weights.safetensors  the network's weights, for further training
+    weights.safetensors  the network's weights, for further training and for GPUs
     anchors.safetensors  one vector a class
     splits.json          content hashes of the pictures that were trained on, validated on and tested on
     metrics.jsonl        one line an epoch
@@ -122,6 +122,11 @@ class Model:
         return digest
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the network can be built anew, as `kedge train` leaves it."""
+        return (self.folder / WEIGHTS).is_file()
+
+    @property
     def encoder_path(self) -> Path:
         """The ONNX graph."""
         return self.folder / ENCODER
@@ -161,7 +166,7 @@ class Model:
             "dim": self.card.dim,
             "distance": self.card.distance,
             "precision": self.card.precision,
-            "runtime": describe_runtime(self.card.precision),
+            "runtime": describe_runtime(self.card.precision, has_weights=self.has_weights),
             "image_size": self.card.preprocessing.image_size,
             "loss": trained.get("loss"),
             "backbone": trained.get("backbone"),

@@ -1,5 +1,6 @@
-"""Runtime: what runs an encoder's graph on this machine: ONNX Runtime, or OpenVINO where it is faster."""
+"""Runtime: what runs an encoder on this machine: ONNX Runtime, OpenVINO where it is faster, torch on a GPU."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -17,9 +18,9 @@ import numpy.typing as npt
 
 from kedge.errors import InputError, MissingPartError, ModelError
 
-__all__ = ["Precision", "Runtime", "best_runtime", "describe_runtime", "load_graph"]
+__all__ = ["Graph", "Precision", "Runtime", "best_runtime", "describe_runtime", "load_graph"]
 
-Runtime = Literal["auto", "onnxruntime", "openvino"]
+Runtime = Literal["auto", "onnxruntime", "openvino", "torch"]
 Precision = Literal["float32", "bfloat16", "int8"]
 Graph = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 _ONE_CORE = Lock()
@@ -28,47 +29,62 @@ _ONE_CORE = Lock()
 def load_graph(path: Path, *, runtime: Runtime, precision: Precision, threads: int | None) -> Graph:
     """Return a function from pictures (n, s, s, 3) uint8 to embeddings (n, d) float32.
 
-    Raises InputError for a runtime that is not known, MissingPartError for one that is not installed, ModelError for a
-    graph that cannot be run, or not in this precision on this machine.
+    Raises InputError for a runtime that runs no graphs, MissingPartError for one that is not installed, ModelError for
+    a graph that cannot be run, or not in this precision on this machine.
     """
-    if runtime not in get_args(Runtime):
+    if runtime not in ("onnxruntime", "openvino"):
         raise InputError(f"no runtime is called '{runtime}': there are {', '.join(get_args(Runtime))}")
-    chosen = best_runtime(precision) if runtime == "auto" else runtime
-    if chosen == "onnxruntime" and precision == "bfloat16":
+    if runtime == "onnxruntime" and precision == "bfloat16":
         raise ModelError("ONNX Runtime has no bfloat16 on CPUs: leave --runtime out, or take openvino")
     if precision == "bfloat16" and not has_bfloat16():
         raise ModelError(
-            "the model works in bfloat16, which needs OpenVINO (pip install 'kedge[openvino]') and a CPU that has it: "
-            "use it on such a machine, or create the gallery with --precision float32"
+            "the model works in bfloat16, which needs a GPU, or OpenVINO (pip install 'kedge[openvino]') on a CPU that "
+            "has it: use it on such a machine, or create the gallery with --precision float32"
         )
-    load = _load_openvino if chosen == "openvino" else _load_onnxruntime
+    load = _load_openvino if runtime == "openvino" else _load_onnxruntime
     try:
         return load(path, precision, threads or os.cpu_count() or 1)
     except ImportError as error:
-        raise MissingPartError(f"the runtime needs {chosen}: pip install 'kedge[openvino]'") from error
+        raise MissingPartError(f"the runtime needs {runtime}: pip install 'kedge[openvino]'") from error
     except Exception as error:  # the runtimes' own exceptions share no public base class
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path} cannot be run ({reason}): train or export the model again") from error
 
 
-def best_runtime(precision: Precision) -> Runtime:
-    """Return the runtime that is fastest here, by what the CPU can do: equal machines choose alike.
+def best_runtime(precision: Precision, *, has_weights: bool) -> Runtime:
+    """Return the runtime that is fastest here, by what the machine has: equal machines choose alike.
 
-    OpenVINO runs transformers up to three times as fast as ONNX Runtime on CPUs with AVX-512 (those that have bfloat16,
-    too); on others they are equal, and ONNX Runtime is always there.
+    On a GPU torch runs models that have their weights, unless ONNX Runtime can use the GPU. OpenVINO runs transformers
+    up to three times as fast as ONNX Runtime on CPUs with AVX-512 (those that have bfloat16, too); on others they are
+    equal, and ONNX Runtime is always there.
     """
     if "CUDAExecutionProvider" in _providers() and precision != "bfloat16":
         return "onnxruntime"
+    if has_weights and precision != "int8" and has_gpu():
+        return "torch"
     return "openvino" if precision == "bfloat16" or has_bfloat16() else "onnxruntime"
 
 
-def describe_runtime(precision: Precision) -> str:
+def describe_runtime(precision: Precision, *, has_weights: bool) -> str:
     """Return what runs a model of this precision here, such as `onnxruntime 1.20.0 on the CPU`."""
-    name = best_runtime(precision)
+    name = best_runtime(precision, has_weights=has_weights)
     if name == "openvino" and find_spec("openvino") is None:
         return "none: bfloat16 needs openvino"
-    device = "CUDA" if name == "onnxruntime" and "CUDAExecutionProvider" in _providers() else "the CPU"
+    on_gpu = name == "torch" or (name == "onnxruntime" and "CUDAExecutionProvider" in _providers())
+    device = "CUDA" if on_gpu else "the CPU"
     return f"{name} {version(name)} on {device}"
+
+
+@cache
+def has_gpu() -> bool:
+    """Tell whether torch is installed and can use an NVIDIA GPU; it is loaded only where there is a driver."""
+    if find_spec("torch") is None:
+        return False
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return bool(import_module("torch").cuda.is_available())
 
 
 def has_bfloat16() -> bool:

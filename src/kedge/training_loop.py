@@ -65,7 +65,7 @@ class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
     def beside(self, device: torch.device) -> "LabelledBatches":
         """Return the same kept on a GPU, where they take little of its memory: no batch need then be copied there."""
         size = self.inputs.element_size() * self.inputs.numel()
-        if device.type != "cuda" or size > MOST_OF_A_GPU * torch.cuda.mem_get_info(device)[1]:
+        if self.workers or device.type != "cuda" or size > MOST_OF_A_GPU * torch.cuda.mem_get_info(device)[1]:
             return self
         return LabelledBatches(self.inputs.to(device), self.labels.to(device))
 
@@ -90,10 +90,6 @@ class PicturesOnDisk(LabelledBatches):
     def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         decoded = self.split[rows.numpy()].decode(self.image_size)
         return torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels)
-
-    def beside(self, device: torch.device) -> LabelledBatches:
-        """Return itself: it holds no pictures."""
-        return self
 
 
 class _ShuffledRows(Sampler[Tensor]):
