@@ -142,6 +142,18 @@ def test_fixed_anchors_of_many_classes_are_summed_once_and_exactly():
     assert loss.terms.repeller == pytest.approx(slow_repeller(loss.anchors, 1.0)[0], rel=1e-5)
 
 
+def test_very_many_fixed_anchors_are_estimated_once():
+    torch.manual_seed(7)
+    loss = ClassAnchorMargin(12_000, 4, margin=1.0, start="random", learnable=False)
+    loss(torch.zeros(2, 4), torch.tensor([0, 1]))
+    value = loss.terms.repeller
+    assert not loss.exact
+    assert value == pytest.approx(float(full_repeller(loss.anchors, 1.0)), rel=0.1)
+    loss(torch.zeros(2, 4), torch.tensor([0, 1]))
+    assert loss.terms.repeller == value
+    assert not loss.exact
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_anchor_has_nobody_to_repel_and_two_have_each_other(count):
     anchors = torch.zeros(count, 3)

@@ -100,7 +100,8 @@ def test_adaface_is_its_formula():
         norm = float(np.linalg.norm(point))
         quality = min(1.0, max(-1.0, (norm - 2.5) / (0.7 / 0.333 + 1e-3)))
         cosines = [float(point @ p) / (norm * float(np.linalg.norm(p))) for p in prototypes]
-        cosines[label] = math.cos(math.acos(cosines[label]) - 0.4 * quality) - (0.4 * quality + 0.4)
+        angle = min(math.pi - 1e-3, max(1e-3, math.acos(cosines[label]) - 0.4 * quality))  # clipped, as in its paper
+        cosines[label] = math.cos(angle) - (0.4 * quality + 0.4)
         total += math.log(sum(math.exp(10 * c) for c in cosines)) - 10 * cosines[label]
     assert found == pytest.approx(total / 12, rel=1e-5)
 

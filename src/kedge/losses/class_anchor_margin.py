@@ -23,6 +23,9 @@ from kedge.losses.repeller import MOST_SUMMED, ROWS, TINY, PairWatch, Reduction,
 
 __all__ = ["AnchorStart", "ClassAnchorMargin", "LossTerms", "attractor", "norm_floor", "start_anchors"]
 
+# Up to so many fixed anchors are all compared with each other, once, which takes seconds; of more, so many with all.
+MOST_COMPARED, COMPARED = 10_000, 500
+
 AnchorStart = Literal["auto", "base", "simplex", "random"]
 
 
@@ -70,7 +73,8 @@ class ClassAnchorMargin(nn.Module):
                    num_classes <= dim; "simplex": a regular simplex with sides 2m, needs num_classes <= dim + 1;
                    "random": normal vectors, scaled so that the nearest two of them are about 2m apart (at most twice
                    as far as usual ones at 2m); "auto": base where it fits, else random.
-    learnable:     False keeps the anchors where they start.
+    learnable:     False keeps the anchors where they start; the repeller is then a constant, of more than 10,000
+                   classes an estimate.
     attractor_weight, repeller_weight, norm_weight: weights of the three terms.
 
     `terms` holds the last step's terms; `step_terms` the same as tensors, for loops that must not wait for a GPU.
@@ -140,10 +144,14 @@ class ClassAnchorMargin(nn.Module):
     def _repeller(self, anchors: Tensor) -> Tensor:
         self.exact = True
         if not anchors.requires_grad:
-            # Fixed anchors repel as they did before.
+            # Fixed anchors repel as they did before. Nothing moves by it: very many need not all be compared for that.
+            self.exact = len(anchors) <= MOST_COMPARED
             state = (self.anchors._version, self.anchors.data_ptr())
             if self._fixed is None or self._fixed[0] != state:
-                self._fixed = (state, full_repeller(anchors, self.margin, self.reduction))
+                rows = torch.randperm(len(anchors), device=anchors.device)[:COMPARED]
+                settings = self.margin, self.reduction
+                value = full_repeller(anchors, *settings) if self.exact else sampled_repeller(anchors, rows, *settings)
+                self._fixed = (state, value)
             return self._fixed[1]
         if len(anchors) <= MOST_SUMMED:
             return full_repeller(anchors, self.margin, self.reduction)
