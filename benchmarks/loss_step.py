@@ -4,7 +4,7 @@
 
 Embeddings of a batch, a loss, its gradient, one AdamW step of the loss's parameters apart. Each cell runs in a process
 of its own, so that its peak memory is its own: what the process holds beyond what it held before the loss was built.
-Writes a table in Markdown to stdout.
+With `--device cuda` one process measures all, and memory is what torch held of the GPU. Writes a table in Markdown.
 """
 
 import argparse
@@ -42,14 +42,27 @@ def parse():
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each cell is measured for, at least")
     parser.add_argument("--rounds", type=int, default=3, help="how often each cell is measured; the median counts")
     parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def peak_bytes():
+def peak_bytes(device):
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def now(device):
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def measure(cell, options):
@@ -63,25 +76,27 @@ def measure(cell, options):
     torch.manual_seed(0)
     # Random pictures of random classes; the anchors wander as they do in training, by AdamW at the usual rate.
     classes = cell["classes"]
-    before = peak_bytes()
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = peak_bytes(options.device)
     recipe = loss_recipe(cell["loss"])
-    loss = recipe.build(classes, options.dim, TrainingConfig.of(dict(recipe.settings)))
+    loss = recipe.build(classes, options.dim, TrainingConfig.of(dict(recipe.settings))).to(options.device)
     parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.0) if parameters else None
     times, steps, exact = [], [], []
     started = time.perf_counter()
     while len(times) < 5 or time.perf_counter() - started < options.seconds:
         # Each class has some four pictures in the batch, so that there are pairs and triplets to mine.
-        labels = torch.randint(0, classes, (options.batch // 4,)).repeat(4)
-        embeddings = torch.randn(len(labels), options.dim).requires_grad_()
-        begun = time.perf_counter()
+        labels = torch.randint(0, classes, (options.batch // 4,), device=options.device).repeat(4)
+        embeddings = torch.randn(len(labels), options.dim, device=options.device).requires_grad_()
+        begun = now(options.device)
         loss(embeddings, labels).backward()
-        middle = time.perf_counter()
+        middle = now(options.device)
         if optimizer:
             optimizer.step()
             optimizer.zero_grad()
         times.append(middle - begun)
-        steps.append(time.perf_counter() - middle)
+        steps.append(now(options.device) - middle)
         exact.append(getattr(loss, "exact", True))
     # The first steps allocate.
     middle = sorted(times[2:])[len(times[2:]) // 2]
@@ -90,7 +105,28 @@ def measure(cell, options):
         "mean_ms": 1000 * sum(times[2:]) / len(times[2:]),
         "optimizer_ms": 1000 * sorted(steps)[len(steps) // 2],
     }
-    return {**found, "mb": (peak_bytes() - before) / 1e6, "exact": sum(exact) / len(exact), "steps": len(times)}
+    return {
+        **found,
+        "mb": (peak_bytes(options.device) - before) / 1e6,
+        "exact": sum(exact) / len(exact),
+        "steps": len(times),
+    }
+
+
+def place(options):
+    """Return what the losses ran on."""
+    import torch
+
+    return torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} thread(s)"
+
+
+def apart(cell):
+    """Measure a cell in a process of its own."""
+    run = subprocess.run([sys.executable, *sys.argv, "--cell", json.dumps(cell)], capture_output=True, text=True)
+    if not run.returncode:
+        return json.loads(run.stdout)
+    said = (run.stderr.strip().splitlines() or [""])[-1]
+    return {"failure": said or f"signal {-run.returncode}"}
 
 
 def main():
@@ -103,16 +139,11 @@ def main():
     # Round by round, so that a noisy minute falls on all losses alike.
     for number in range(options.rounds):
         for loss, classes in cells:
-            command = [sys.executable, *sys.argv, "--cell", json.dumps({"loss": loss, "classes": classes})]
-            run = subprocess.run(command, capture_output=True, text=True)
-            if run.returncode:
-                said = (run.stderr.strip().splitlines() or [""])[-1]
-                found[loss, classes].append({"failure": said or f"signal {-run.returncode}"})
-            else:
-                found[loss, classes].append(json.loads(run.stdout))
+            cell = {"loss": loss, "classes": classes}
+            found[loss, classes].append(measure(cell, options) if options.device == "cuda" else apart(cell))
             print(number, loss, classes, found[loss, classes][-1], file=sys.stderr, flush=True)
     print(
-        f"Batch {options.batch}, d = {options.dim}, {options.threads} thread(s), median of {options.rounds} rounds; "
+        f"Batch {options.batch}, d = {options.dim}, {place(options)}, median of {options.rounds} rounds; "
         f"{date.today()}, kedge {version('kedge')}, torch {version('torch')}, {platform.machine()}.\n"
     )
     print(
