@@ -1,5 +1,7 @@
 """Torch runtime: a model's network, built anew from its weights, on a GPU."""
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,7 +15,7 @@ from kedge.model import WEIGHTS, Model
 from kedge.network import Network, StoredEmbedding
 from kedge.runtime import Graph, load_graph
 
-__all__ = ["load_network", "restore_network"]
+__all__ = ["load_network", "restore_network", "whole_float32"]
 
 # As far as a graph may be from the network that it was exported from.
 TOLERANCE = 1e-4
@@ -63,12 +65,16 @@ def restore_network(model: Model) -> StoredEmbedding:
     return stored
 
 
+def whole_float32() -> AbstractContextManager[None]:
+    """Keep convolutions on a GPU from TF32, which they take unless they are told not to: its error is a thousandth."""
+    kept: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+    return kept
+
+
 def _encoding(network: StoredEmbedding, device: torch.device, precision: torch.dtype) -> Graph:
     def run(squares: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         halved = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
-        # Without TF32, which convolutions on a GPU use unless they are told not to: its error is a thousandth.
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-        with torch.inference_mode(), halved, exact:
+        with torch.inference_mode(), halved, whole_float32():
             embeddings: npt.NDArray[np.float32] = network(torch.from_numpy(squares).to(device)).float().cpu().numpy()
         return embeddings
 

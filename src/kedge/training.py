@@ -26,6 +26,7 @@ from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding
 from kedge.page import gather_material, report_page
+from kedge.torch_runtime import whole_float32
 from kedge.training_loop import EmbeddingTraining, LabelledBatches, PicturesOnDisk, fit, training_device
 
 __all__ = ["train"]
@@ -215,7 +216,7 @@ def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> 
     """Return function(pictures), float32 on the CPU, with the labels."""
     device = training_device()
     vectors, labels = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), whole_float32():
         for inputs, own_labels in pictures.in_order():
             vectors.append(function(inputs.to(device)).float().cpu())
             labels.append(own_labels)
