@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kedge.anchors import Anchors, nearest_anchors, unit_length
@@ -30,19 +30,38 @@ def report_of(data, **options):
     return evaluate_vectors(queries, query_labels, gallery, labels, anchors, **options)
 
 
-def slow_map(queries, query_labels, gallery, labels, kept=None):
-    """mAP as it is defined, a picture at a time; `kept[query]` are the pictures looked at."""
+def slow_figures(queries, query_labels, gallery, labels, kept=None, leave_one_out=False):
+    """[mAP, P@20, P@100, R@1, R@5, R@10] as defined, a picture at a time; `kept[query]` are the pictures looked at."""
     found = []
     for row, query in enumerate(queries):
         distances = ((gallery.astype(np.float64) - query.astype(np.float64)) ** 2).sum(axis=1)
-        order = [picture for picture in np.argsort(distances, kind="stable") if kept is None or picture in kept[row]]
-        hits, precisions = 0, []
-        for rank, picture in enumerate(order, 1):
-            if labels[picture] == query_labels[row]:
-                hits += 1
-                precisions.append(hits / rank)
-        found.append(sum(precisions) / (labels == query_labels[row]).sum())
-    return float(np.mean(found))
+        order = [
+            picture
+            for picture in np.argsort(distances, kind="stable")
+            if (kept is None or picture in kept[row]) and not (leave_one_out and picture == row)
+        ]
+        right = [bool(labels[picture] == query_labels[row]) for picture in order]
+        precisions = [sum(right[:rank]) / rank for rank in range(1, len(right) + 1) if right[rank - 1]]
+        relevant = int((labels == query_labels[row]).sum()) - leave_one_out
+        if relevant:
+            shares = [sum(right[:k]) / k for k in (20, 100)]
+            found.append([sum(precisions) / relevant, *shares, *(any(right[:k]) for k in (1, 5, 10))])
+    return np.mean(found, axis=0)
+
+
+def slow_map(*arguments):
+    return slow_figures(*arguments)[0]
+
+
+def figures_of(row):
+    return [row.map, *(row.precision_at[k] for k in ("20", "100")), *(row.recall_at[k] for k in ("1", "5", "10"))]
+
+
+def kept_by(queries, anchors, buckets, probes):
+    """Return for each query the pictures filed under its nearest anchors."""
+    distances = ((queries[:, None].astype(np.float64) - anchors[None]) ** 2).sum(axis=2)
+    probed = np.argsort(distances, axis=1, kind="stable")[:, :probes]
+    return [set(np.flatnonzero(np.isin(buckets, row))) for row in probed]
 
 
 @settings(max_examples=10, deadline=None)
@@ -60,11 +79,52 @@ def test_every_map_equals_a_slow_loop(seed):
         assert found == pytest.approx((expected, first.mean()))
         for filed_by, buckets in (("nearest", nearest_anchors(filed, points)), ("label", labels)):
             for probes in (1, 3):
-                to_anchors = ((near[:, None] - points[None]) ** 2).sum(axis=2)
-                probed = np.argsort(to_anchors, axis=1)[:, :probes]
-                kept = [set(np.flatnonzero(np.isin(buckets, row))) for row in probed]
+                kept = kept_by(near, points, buckets, probes)
                 found = report.figures("two-stage", distance, filed_by, probes).map
                 assert found == pytest.approx(slow_map(near, query_labels, filed, labels, kept))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    size=st.integers(2, 150),
+    classes=st.integers(1, 6),
+    dim=st.integers(1, 12),
+    probes=st.integers(1, 9),
+    leave_one_out=st.booleans(),
+)
+def test_every_figure_equals_a_slow_loops_where_many_pictures_tie(seed, size, classes, dim, probes, leave_one_out):
+    random = np.random.default_rng(seed)
+    # Small whole numbers: many pictures are equal, more are equally far, and nothing is rounded.
+    gallery, points = (random.integers(-2, 3, (count, dim)).astype(np.float32) for count in (size, classes))
+    labels = random.integers(0, classes, size)
+    queries, asked = gallery, labels
+    if not leave_one_out:
+        queries, asked = random.integers(-2, 3, (17, dim)).astype(np.float32), random.integers(0, classes, 17)
+    relevant = (labels == asked[:, None]).sum(axis=1) - leave_one_out
+    assume(relevant.any())
+    anchors = Anchors(tuple(f"class {number}" for number in range(classes)), points)
+    report = report_of((queries, asked, gallery, labels, anchors), probes=(probes,), leave_one_out=leave_one_out)
+    assert report.queries_without_relevant == (relevant == 0).sum()
+    ways = {(None, None): None}
+    for filed_by, buckets in (("nearest", nearest_anchors(gallery, points)), ("label", labels)):
+        ways[filed_by, probes] = kept_by(queries, points, buckets, probes)
+    for (filed_by, count), kept in ways.items():
+        row = report.figures("exhaustive" if kept is None else "two-stage", "l2", filed_by, count)
+        expected = slow_figures(queries, asked, gallery, labels, kept, leave_one_out)
+        assert figures_of(row) == pytest.approx(expected, abs=1e-12)
+
+
+def test_figures_do_not_depend_on_blocks_or_threads(monkeypatch):
+    data = clustered(4, gallery=300)
+    found = []
+    for pairs, threads in ((1 << 20, "1"), (1 << 20, "4"), (7 * 300, "3")):
+        monkeypatch.setattr("kedge.evaluation.BLOCK_PAIRS", pairs)
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        report = report_of(data)
+        found.append([figures_of(row) for row in report.search])
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx(np.array(found[2]), abs=1e-12)
 
 
 def test_figures_equal_those_of_what_the_index_returns():

@@ -29,6 +29,7 @@ LAYERS = [
     {"filing", "figures"},
     {"model"},
     {"calibration"},
+    {"ranking"},
     {"anchors", "hits", "keys", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
     {"errors"},
 ]

@@ -11,7 +11,7 @@ from kedge.metrics import average_precision, hit_at, interpolated_precision, lea
 
 def ranks(text):
     """`"1011"` -> one query whose 1st, 3rd and 4th pictures are relevant."""
-    return np.array([[letter == "1" for letter in text]])
+    return np.array([[letter == "1" for letter in text]], dtype=np.bool_)
 
 
 def test_average_precision_worked_by_hand():
@@ -21,11 +21,8 @@ def test_average_precision_worked_by_hand():
 
 def test_relevant_pictures_that_were_not_returned_count_as_missed():
     assert average_precision(ranks("10"), np.array([4]))[0] == pytest.approx(1 / 4)
-    # The first and third are returned: the third takes rank 2.
-    returned = np.array([[True, False, True, False]])
-    assert average_precision(ranks("1011"), np.array([3]), returned)[0] == pytest.approx((1 / 1 + 2 / 2) / 3)
-    # What is not returned and not relevant takes up no rank either.
-    assert average_precision(ranks("0100"), np.array([1]), np.array([[False, True, True, True]]))[0] == 1.0
+    assert average_precision(ranks("11"), np.array([3]))[0] == pytest.approx((1 / 1 + 2 / 2) / 3)
+    assert average_precision(ranks(""), np.array([3]))[0] == 0
 
 
 def test_query_without_relevant_picture_has_no_average_precision():
@@ -37,15 +34,13 @@ def test_query_without_relevant_picture_has_no_average_precision():
 def test_precision_divides_by_k_however_few_there_are():
     assert precision_at(ranks("101"), 2)[0] == 0.5
     assert precision_at(ranks("101"), 10)[0] == 0.2
-    assert precision_at(ranks("111"), 2, np.array([[False, True, True]]))[0] == 1.0
-    assert precision_at(ranks("111"), 4, np.array([[False, True, True]]))[0] == 0.5
+    assert precision_at(ranks(""), 10)[0] == 0
 
 
-def test_hit_is_within_the_first_k_returned():
+def test_hit_is_within_the_first_k():
     assert hit_at(ranks("0010"), 2)[0] == 0
     assert hit_at(ranks("0010"), 3)[0] == 1
-    assert hit_at(ranks("0010"), 1, np.array([[False, False, True, True]]))[0] == 1
-    assert hit_at(ranks("0010"), 4, np.array([[True, True, False, True]]))[0] == 0
+    assert hit_at(ranks(""), 1)[0] == 0
 
 
 def test_interpolated_precision_worked_by_hand():
@@ -68,15 +63,18 @@ def test_average_precision_equals_scikit_learns(relevance, seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), count=st.integers(1, 40), k=st.integers(1, 50))
-def test_masked_figures_equal_those_of_the_shortened_ranking(data, count, k):
-    flags = st.lists(st.booleans(), min_size=count, max_size=count)
-    relevance, returned = np.array([data.draw(flags)]), np.array([data.draw(flags)])
-    short = relevance[:, returned[0]]
-    relevant = np.array([max(1, int(relevance.sum()))])
-    assert average_precision(relevance, relevant, returned) == pytest.approx(average_precision(short, relevant))
-    assert precision_at(relevance, k, returned) == pytest.approx(precision_at(short, k))
-    assert hit_at(relevance, k, returned) == pytest.approx(hit_at(short, k))
+@given(rankings=st.lists(st.lists(st.booleans(), max_size=20), min_size=1, max_size=4), k=st.integers(1, 30))
+def test_rankings_filled_up_have_the_figures_of_each_alone(rankings, k):
+    relevance = np.array([ranking + [False] * (20 - len(ranking)) for ranking in rankings])
+    relevant = np.array([5 + sum(ranking) for ranking in rankings])
+    for row, ranking in enumerate(rankings):
+        alone = np.array([ranking], dtype=np.bool_)
+        hits = [place for place, found in enumerate(ranking, 1) if found]
+        precision = sum(count / rank for count, rank in enumerate(hits, 1)) / relevant[row]
+        assert average_precision(alone, relevant[row : row + 1])[0] == pytest.approx(precision, abs=1e-12)
+        assert average_precision(relevance, relevant)[row] == average_precision(alone, relevant[row : row + 1])[0]
+        assert precision_at(relevance, k)[row] == precision_at(alone, k)[0] == sum(ranking[:k]) / k
+        assert hit_at(relevance, k)[row] == hit_at(alone, k)[0] == any(ranking[:k])
 
 
 def test_leave_one_out_map_worked_by_hand():

@@ -5,7 +5,9 @@ The definitions of all figures stand in docs/method.md.
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from kedge.errors import DatasetError, InputError
 from kedge.figures import FiledBy, Probes, Report, SearchFigures
 from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
 from kedge.model import Distance, Model
+from kedge.ranking import nearest_first, ranking_threads
 from kedge.runtime import Runtime
 from kedge.search import TwoStageIndex
 
@@ -33,6 +36,8 @@ __all__ = [
 
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
 
 DEFAULT_PROBES: tuple[Probes, ...] = (1, 2, 5, "exact")
 PRECISION_AT, RECALL_AT = (20, 100), (1, 5, 10)
@@ -40,9 +45,10 @@ RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 # Share scanned and time are those of a search for so many hits, by at most so many queries, spread over all: queries
 # lie sorted by class, and the first ones would stand for a class or two.
 TIMED_K, MOST_TIMED = 100, 200
-# A block of queries holds some 40 bytes for each picture of the gallery.
-BLOCK_BYTES, BYTES_A_PAIR = 256 << 20, 40
-GALLERY_BLOCK = 16_384
+# Pairs of queries and gallery pictures ranked at once, of 6 bytes each and 2 more for each way that looks at them; the
+# figures take more for those that are relevant.
+BLOCK_PAIRS = 6_700_000
+GALLERY_BLOCK = 4096
 PICTURES_AT_ONCE = 2048
 
 
@@ -184,11 +190,11 @@ def exhaustive_scores(
     """Return the mAP and R@1 of exhaustive search alone."""
     scale = unit_length if distance == "cosine" else np.asarray
     setting = _Setting(scale(queries), query_labels, scale(gallery), gallery_labels, leave_one_out=False)
-    precisions, firsts = [], []
-    for _, relevance, relevant, _ in _ranked_blocks(setting):
-        precisions.append(average_precision(relevance, relevant))
-        firsts.append(np.where(relevant > 0, hit_at(relevance, 1), np.nan))
-    return _mean(np.concatenate(precisions)), _mean(np.concatenate(firsts))
+    relevant = setting.relevant()
+    precisions, firsts = np.empty(len(queries)), np.empty(len(queries))
+    for rows, (relevance,) in _ranked_blocks(setting):
+        precisions[rows], firsts[rows] = average_precision(relevance, relevant[rows]), hit_at(relevance, 1)
+    return _mean(precisions), _mean(np.where(relevant > 0, firsts, np.nan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,23 +220,22 @@ class _Way:
     distance: Distance
     filed_by: FiledBy | None
     probes: Probes | None
-    buckets: Labels | None
+    buckets: Labels
     anchors: Vectors
     index: TwoStageIndex
 
-    def returned(self, setting: _Setting, rows: slice, order: Labels) -> npt.NDArray[np.bool_] | None:
-        """Return which of the ranked pictures the search looks at, shape (queries, gallery); None: all."""
-        if self.buckets is None or not isinstance(self.probes, int):
-            return None
-        nearness = squared_distances(setting.queries[rows], self.anchors)
-        rank_of = np.argsort(np.argsort(nearness, axis=1, kind="stable"), axis=1, kind="stable").astype(np.int32)
-        return np.take_along_axis(rank_of, self.buckets[order], axis=1) < self.probes
+    def probed(self, queries: Vectors) -> Mask:
+        """Return which buckets the search looks into for each query, shape (queries, anchors)."""
+        nearest = np.argsort(squared_distances(queries, self.anchors), axis=1, kind="stable")[:, : self.probes]
+        probed = np.zeros((len(queries), len(self.anchors)), dtype=np.bool_)
+        np.put_along_axis(probed, nearest, True, axis=1)
+        return probed
 
 
 @dataclass(frozen=True, eq=False)
 class _Ranked:
-    totals: list[dict[str, npt.NDArray[np.float64]]]
-    curve: npt.NDArray[np.float64]
+    totals: list[dict[str, Values]]
+    curve: Values
 
 
 def _ways(
@@ -245,7 +250,7 @@ def _ways(
     """Return every way to search by one distance: exhaustive, filed by nearest, and by label where all have anchors."""
     nearest = nearest_anchors(gallery, anchors)
     index = TwoStageIndex(gallery, anchors, nearest)
-    ways = [_Way(distance, None, None, None, anchors, index)]
+    ways = [_Way(distance, None, None, nearest, anchors, index)]
     ways += [_Way(distance, "nearest", count, nearest, anchors, index) for count in probes]
     number_of = {name: number for number, name in enumerate(anchor_names)}
     if all(classes[label] in number_of for label in np.unique(gallery_labels)):
@@ -258,48 +263,71 @@ def _ways(
 
 def _rank(setting: _Setting, ways: Sequence[_Way], *, curves: bool) -> _Ranked:
     """Rank the whole gallery once for each query, and take every way's figures from that one order."""
-    parts: list[dict[str, list[npt.NDArray[np.float64]]]] = [{} for _ in ways]
-    curve, counted = np.zeros(len(RECALL_LEVELS)), 0
-    for rows, relevance, relevant, order in _ranked_blocks(setting):
-        for way, part in zip(ways, parts, strict=True):
-            returned = way.returned(setting, rows, order)
-            figures = {"map": average_precision(relevance, relevant, returned)}
-            figures |= {f"p{k}": precision_at(relevance, k, returned) for k in PRECISION_AT}
-            figures |= {f"r{k}": hit_at(relevance, k, returned) for k in RECALL_AT}
-            for name, values in figures.items():
-                part.setdefault(name, []).append(np.where(relevant > 0, values, np.nan))
-        if curves:
-            found = interpolated_precision(relevance, relevant, RECALL_LEVELS)
-            curve += np.nansum(found, axis=0)
-            counted += int((relevant > 0).sum())
-    return _Ranked(
-        [{name: np.concatenate(values) for name, values in part.items()} for part in parts], curve / max(1, counted)
-    )
-
-
-def _ranked_blocks(
-    setting: _Setting,
-) -> Iterator[tuple[slice, npt.NDArray[np.bool_], Labels, Labels]]:
-    """Yield (rows of queries, relevance by rank, number of relevant pictures, pictures by rank), block by block."""
-    count = len(setting.gallery)
-    first_of = _first_equal(setting.gallery)
-    again = np.flatnonzero(first_of != np.arange(count))
     relevant = setting.relevant()
-    size = max(1, BLOCK_BYTES // (BYTES_A_PAIR * max(1, count)))
-    for start in range(0, len(setting.queries), size):
-        rows = slice(start, min(start + size, len(setting.queries)))
-        distances = np.empty((rows.stop - start, count), dtype=np.float32)
-        for first in range(0, count, GALLERY_BLOCK):
-            block = slice(first, first + GALLERY_BLOCK)
-            distances[:, block] = squared_distances(setting.queries[rows], setting.gallery[block])
-        # A product rounds equal columns differently, by their place; equal pictures must tie, by gallery order.
-        distances[:, again] = distances[:, first_of[again]]
-        order = np.argsort(distances, axis=1, kind="stable")
-        if setting.leave_one_out:
-            others = order != np.arange(rows.start, rows.stop)[:, None]
-            order = order[others].reshape(len(order), count - 1)
-        relevance = setting.gallery_labels[order] == setting.query_labels[rows, None]
-        yield rows, relevance, relevant[rows], order
+    truncated = [way for way in ways if isinstance(way.probes, int)]
+    parts: list[list[dict[str, Values]]] = [[] for _ in range(1 + len(truncated))]
+    curve = np.zeros(len(RECALL_LEVELS))
+    for rows, relevances in _ranked_blocks(setting, truncated):
+        for part, relevance in zip(parts, relevances, strict=True):
+            part.append(_by_query(relevance, relevant[rows]))
+        if curves:
+            curve += np.nansum(interpolated_precision(relevances[0], relevant[rows], RECALL_LEVELS), axis=0)
+    whole, *others = ({name: np.concatenate([block[name] for block in part]) for name in part[0]} for part in parts)
+    # Exact search finds what the exhaustive one does.
+    totals_of = dict(zip(truncated, others, strict=True))
+    return _Ranked([totals_of.get(way, whole) for way in ways], curve / max(1, int((relevant > 0).sum())))
+
+
+def _by_query(relevance: Mask, relevant: Labels) -> dict[str, Values]:
+    """Return every figure of each query by name, shape (queries,); NaN where the gallery holds no relevant picture."""
+    figures = {"map": average_precision(relevance, relevant)}
+    figures |= {f"p{k}": precision_at(relevance, k) for k in PRECISION_AT}
+    figures |= {f"r{k}": hit_at(relevance, k) for k in RECALL_AT}
+    return {name: np.where(relevant > 0, values, np.nan) for name, values in figures.items()}
+
+
+def _ranked_blocks(setting: _Setting, ways: Sequence[_Way] = ()) -> Iterator[tuple[slice, list[Mask]]]:
+    """Yield (rows of queries, [relevance by rank of exhaustive search, and of each truncated way]), block by block."""
+    first_of = _first_equal(setting.gallery)
+    size = max(1, BLOCK_PAIRS // max(1, len(setting.gallery)))
+    with ThreadPoolExecutor(ranking_threads()) as pool:
+        for start in range(0, len(setting.queries), size):
+            rows = slice(start, min(start + size, len(setting.queries)))
+            queries = setting.queries[rows]
+            distances = _distances(queries, setting.gallery, first_of)
+            probed = [way.probed(queries) for way in ways]
+            found = pool.map(partial(_relevance, setting, ways), range(rows.start, rows.stop), distances, *probed)
+            yield rows, [_padded(rankings) for rankings in zip(*found, strict=True)]
+
+
+def _distances(queries: Vectors, gallery: Vectors, first_of: Labels) -> Vectors:
+    """Return squared distances, shape (queries, gallery); equal pictures, by `first_of`, have the same."""
+    distances = np.empty((len(queries), len(gallery)), dtype=np.float32)
+    for start in range(0, len(gallery), GALLERY_BLOCK):
+        part = slice(start, start + GALLERY_BLOCK)
+        distances[:, part] = squared_distances(queries, gallery[part])
+    # A product rounds equal columns differently, by their place; equal pictures must tie, by gallery order.
+    again = np.flatnonzero(first_of != np.arange(len(gallery)))
+    distances[:, again] = distances[:, first_of[again]]
+    return distances
+
+
+def _relevance(setting: _Setting, ways: Sequence[_Way], row: int, distances: Vectors, *probed: Mask) -> list[Mask]:
+    """Return which pictures are relevant to a query by rank, of all, and of those that each truncated way returns."""
+    order = nearest_first(distances)
+    if setting.leave_one_out:
+        order = order[order != row]
+    # Looked up in order, a mask of the gallery stays in the cache; labels take eight times as much.
+    whole = (setting.gallery_labels == setting.query_labels[row])[order]
+    return [whole, *(whole[own[way.buckets][order]] for way, own in zip(ways, probed, strict=True))]
+
+
+def _padded(rankings: Sequence[Mask]) -> Mask:
+    """Return rankings, shape (ranks,) each, as rows of one array, filled up with False."""
+    padded = np.zeros((len(rankings), max(map(len, rankings))), dtype=np.bool_)
+    for row, ranking in zip(padded, rankings, strict=True):
+        row[: len(ranking)] = ranking
+    return padded
 
 
 def _first_equal(vectors: Vectors) -> Labels:

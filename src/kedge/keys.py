@@ -17,6 +17,7 @@ __all__ = [
     "UNIT",
     "Keys",
     "Queries",
+    "keys_of",
     "keys_of_pairs",
     "least_keys",
     "rows_of",
@@ -78,9 +79,14 @@ def keys_of_pairs(near: Queries, vectors: Doubles, squares: Doubles, rows: npt.N
     for row in np.flatnonzero(squared.min(axis=1, initial=np.inf) <= near.cancelling):
         close = np.flatnonzero(squared[row] <= near.cancelling[row])
         squared[row, close] = squares_of(vectors[close] - near.double[row])
+    return keys_of(squared, rows)
+
+
+def keys_of(squared: npt.NDArray[np.floating], rows: npt.NDArray[np.int64]) -> Keys:
+    """Return the keys of squared distances (..., n) to rows (n,), the same shape."""
     keys = np.empty(squared.shape, dtype=np.int64)
-    keys.view(np.float32)[:, HIGH::2] = squared
-    keys.view(np.int32)[:, 1 - HIGH :: 2] = rows
+    keys.view(np.float32)[..., HIGH::2] = squared
+    keys.view(np.int32)[..., 1 - HIGH :: 2] = rows
     return keys
 
 

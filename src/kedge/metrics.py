@@ -1,8 +1,7 @@
 """Retrieval figures, from which pictures are relevant in rank order.
 
 Everywhere `relevance` is (queries, ranks) bool, best rank first, and `relevant` (queries,) says how many relevant
-pictures the gallery holds. `returned` (queries, ranks) bool, if given, says which pictures the search returned: the
-others take up no rank, and count as missed.
+pictures the gallery holds. A search that returned less than others has False from there on: the rest is missed.
 """
 
 import numpy as np
@@ -16,50 +15,42 @@ Mask = npt.NDArray[np.bool_]
 Figures = npt.NDArray[np.float64]
 
 
-def average_precision(relevance: Mask, relevant: npt.NDArray[np.int64], returned: Mask | None = None) -> Figures:
+def average_precision(relevance: Mask, relevant: npt.NDArray[np.int64]) -> Figures:
     """Return the AP of each query, shape (queries,); NaN where the gallery holds no relevant picture.
 
     AP = sum over ranks r of relevant pictures of precision@r, divided by the number of relevant pictures there are.
     """
-    found = relevance if returned is None else relevance & returned
-    query, place = np.nonzero(found)
-    ranks = (place + 1) if returned is None else np.cumsum(returned, axis=1, dtype=np.int32)[query, place]
+    # As np.nonzero, in a seventh of its time.
+    query, place = np.divmod(np.flatnonzero(relevance), relevance.shape[1])
     # Entries come query by query: the i-th of a query has i relevant pictures up to it.
-    counts = found.sum(axis=1)
+    counts = np.bincount(query, minlength=len(relevance))
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     hits = np.arange(1, len(query) + 1) - firsts
-    sums = np.bincount(query, weights=hits / ranks, minlength=len(relevance))
+    sums = np.bincount(query, weights=hits / (place + 1), minlength=len(relevance))
     found_precision: Figures = np.full(len(relevance), np.nan)
     np.divide(sums, relevant, out=found_precision, where=relevant > 0)
     return found_precision
 
 
-def precision_at(relevance: Mask, k: int, returned: Mask | None = None) -> Figures:
+def precision_at(relevance: Mask, k: int) -> Figures:
     """Return the share of relevant pictures among the first k, shape (queries,); always divided by k."""
-    return np.asarray(_first(relevance, k, returned).sum(axis=1) / k)
+    return np.asarray(relevance[:, :k].sum(axis=1) / k)
 
 
-def hit_at(relevance: Mask, k: int, returned: Mask | None = None) -> Figures:
+def hit_at(relevance: Mask, k: int) -> Figures:
     """Return 1 for each query with a relevant picture among the first k, else 0; the mean over queries is R@k."""
-    return np.asarray(_first(relevance, k, returned).any(axis=1), dtype=np.float64)
-
-
-def _first(relevance: Mask, k: int, returned: Mask | None) -> Mask:
-    if returned is None:
-        return relevance[:, :k]
-    return relevance & returned & (np.cumsum(returned, axis=1, dtype=np.int32) <= k)
+    return np.asarray(relevance[:, :k].any(axis=1), dtype=np.float64)
 
 
 def interpolated_precision(relevance: Mask, relevant: npt.NDArray[np.int64], levels: Figures) -> Figures:
     """Return each query's best precision at or beyond each recall level, shape (queries, levels)."""
-    ranks = np.arange(1, relevance.shape[1] + 1)
     curves = np.zeros((len(relevance), len(levels)))
     for row, (found, count) in enumerate(zip(relevance, relevant, strict=True)):
         if not count:
             curves[row] = np.nan
             continue
-        places = ranks[found]
-        precision = np.arange(1, len(places) + 1) / places
+        ranks = np.flatnonzero(found) + 1
+        precision = np.arange(1, len(ranks) + 1) / ranks
         best_from = np.maximum.accumulate(precision[::-1])[::-1]
         # The least number of relevant pictures that makes up the recall; 1e-9 forgives 0.07 * 100 = 7.000000000000001.
         needed = np.maximum(1, np.ceil(levels * count - 1e-9)).astype(np.int64)
