@@ -93,16 +93,21 @@ class PicturesOnDisk(LabelledBatches):
 
 
 class _ShuffledRows(Sampler[Tensor]):
-    """Row numbers in batches, in an order that depends on seed and epoch alone, so that a resumed run repeats it."""
+    """Row numbers in batches, in an order that depends on seed and epoch alone, so that a resumed run repeats it.
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    They lie on the device of the rows: a batch of numbers copied to a GPU would wait for all that it has yet to do.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device) -> None:
         self.count, self.batch_size, self.seed, self.epoch = count, min(batch_size, count), seed, 0
+        self.device = device
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.randperm(self.count, generator=_generator(self.seed, self.epoch, torch.device("cpu")))
+        order = order.to(self.device)
         # A last batch that is not full is left out: its rows come first in another epoch.
         yield from order[: len(self) * self.batch_size].split(self.batch_size)
 
@@ -291,10 +296,10 @@ def fit(
     Raises DivergedError when the loss is not finite. A resumed run ends where the uninterrupted one would have ended.
     """
     settings = training.settings
-    rows = _ShuffledRows(len(data), settings.batch_size or len(data), settings.seed)
     device = training_device()
     on_gpu = device.type == "cuda"
     data, validation = data.beside(device), validation and validation.beside(device)
+    rows = _ShuffledRows(len(data), settings.batch_size or len(data), settings.seed, data.labels.device)
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         data, sampler=rows, batch_size=None, num_workers=data.workers, persistent_workers=data.workers > 0
     )
@@ -340,7 +345,7 @@ def _validation_map(module: EmbeddingTraining, validation: LabelledBatches) -> f
             moved = inputs.to(module.device)
             pooled = moved if module.augmentation is None else module.network.pool(moved)
             vectors.append(F.normalize(module.network.embed(pooled).float(), dim=1).cpu().numpy())
-            labels.append(own_labels.numpy())
+            labels.append(own_labels.cpu().numpy())
     module.network.train(was_training)
     return leave_one_out_map(np.concatenate(vectors), np.concatenate(labels))
 
