@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.ranking import nearest_first, ranking_threads
+from kedge.ranking import nearest_first, nearest_first_by_torch, ranking_threads
 
 FEW = [0.0, -0.0, 1e-45, 1e-38, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1.0, 3e38, np.inf, np.nan, -np.nan]
 distances = st.one_of(st.sampled_from(FEW), st.floats(0, width=32))
@@ -17,7 +17,10 @@ distances = st.one_of(st.sampled_from(FEW), st.floats(0, width=32))
 @given(st.lists(distances, max_size=60))
 def test_nearest_come_first_and_ties_by_place(squared):
     squared = np.array(squared, dtype=np.float32)
-    assert nearest_first(squared).tolist() == np.argsort(squared, kind="stable").tolist()
+    expected = np.argsort(squared, kind="stable").tolist()
+    assert nearest_first(squared).tolist() == expected
+    # As on a GPU, which no test has.
+    assert nearest_first_by_torch(np.stack([squared, squared[::-1]]), "cpu")[0].tolist() == expected
 
 
 def test_ten_thousands_with_ties_are_in_order():

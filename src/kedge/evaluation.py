@@ -20,7 +20,7 @@ from kedge.errors import DatasetError, InputError
 from kedge.figures import FiledBy, Probes, Report, SearchFigures
 from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
 from kedge.model import Distance, Model
-from kedge.ranking import nearest_first, ranking_threads
+from kedge.ranking import rank, ranking_threads
 from kedge.runtime import Runtime
 from kedge.search import TwoStageIndex
 
@@ -294,9 +294,9 @@ def _ranked_blocks(setting: _Setting, ways: Sequence[_Way] = ()) -> Iterator[tup
         for start in range(0, len(setting.queries), size):
             rows = slice(start, min(start + size, len(setting.queries)))
             queries = setting.queries[rows]
-            distances = _distances(queries, setting.gallery, first_of)
+            orders = rank(_distances(queries, setting.gallery, first_of), pool)
             probed = [way.probed(queries) for way in ways]
-            found = pool.map(partial(_relevance, setting, ways), range(rows.start, rows.stop), distances, *probed)
+            found = pool.map(partial(_relevance, setting, ways), range(rows.start, rows.stop), orders, *probed)
             yield rows, [_padded(rankings) for rankings in zip(*found, strict=True)]
 
 
@@ -312,9 +312,8 @@ def _distances(queries: Vectors, gallery: Vectors, first_of: Labels) -> Vectors:
     return distances
 
 
-def _relevance(setting: _Setting, ways: Sequence[_Way], row: int, distances: Vectors, *probed: Mask) -> list[Mask]:
+def _relevance(setting: _Setting, ways: Sequence[_Way], row: int, order: Labels, *probed: Mask) -> list[Mask]:
     """Return which pictures are relevant to a query by rank, of all, and of those that each truncated way returns."""
-    order = nearest_first(distances)
     if setting.leave_one_out:
         order = order[order != row]
     # Looked up in order, a mask of the gallery stays in the cache; labels take eight times as much.
