@@ -88,7 +88,8 @@ def make_float32(model):
     return model.folder
 
 
-def test_weights_that_differ_from_the_graph_are_refused(sharpened):
+def test_weights_that_differ_from_the_graph_are_refused(sharpened, squares, monkeypatch):
+    expected = kedge.Encoder(sharpened, runtime="onnxruntime", threads=1).encode(squares)
     path = sharpened.folder / "weights.safetensors"
     weights = load_file(path)
     weights["network.head.weight"] += 0.1
@@ -99,6 +100,9 @@ def test_weights_that_differ_from_the_graph_are_refused(sharpened):
     save_file(weights, path)
     with pytest.raises(ModelError, match=r"cannot be built anew .*--runtime torch"):
         kedge.Encoder(sharpened, runtime="torch")
+    # Where nobody asked for torch, the graph does it.
+    monkeypatch.setattr("kedge.runtime.has_gpu", lambda: True)
+    np.testing.assert_allclose(kedge.Encoder(sharpened).encode(squares), expected, atol=1e-5)
 
 
 def test_models_without_weights_and_in_int8_are_refused(sharpened, tmp_path):

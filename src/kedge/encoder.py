@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.anchors import unit_length
-from kedge.errors import InputError, MissingPartError
+from kedge.errors import InputError, MissingPartError, ModelError
 from kedge.model import Model
 from kedge.picture import square
 from kedge.runtime import Graph, Runtime, best_runtime, load_graph
@@ -33,7 +33,14 @@ class Encoder:
         model = model if isinstance(model, Model) else Model.load(model)
         precision = model.card.precision
         chosen = best_runtime(precision, has_weights=model.has_weights) if runtime == "auto" else runtime
-        self._run = _load(model, chosen, threads)
+        try:
+            self._run = _load(model, chosen, threads)
+        except ModelError:
+            if runtime != "auto" or chosen != "torch":
+                raise
+            # Nobody asked for torch, and the graph is what a model is.
+            chosen = best_runtime(precision, has_weights=False)
+            self._run = _load(model, chosen, threads)
         times = TIMES_ON_GPU if chosen == "torch" else 1
         self._at_once = times * max(1, min(MOST_AT_ONCE, BATCH_PIXELS // model.card.preprocessing.image_size**2))
         self.image_size = model.card.preprocessing.image_size
