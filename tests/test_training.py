@@ -132,6 +132,26 @@ def test_few_pictures_are_seen_often_and_mixed_from_scratch(given, mixup, epochs
     assert resolve(config, LOSSES[config.loss], dataset).mixup == config.mixup
 
 
+@pytest.mark.parametrize(
+    ("given", "usual", "of_four_times_as_many"),
+    [
+        ({}, 0.5, 0.125),
+        ({"loss": "cross-entropy"}, 0.02, 0.005),
+        ({"weight_decay": 0.5}, 0.5, 0.5),
+        ({"backbone": "swin_tiny_patch4_window7_224"}, 0.05, 0.05),
+        ({"freeze_backbone": True}, 0.05, 0.05),
+        ({"loss": "none"}, None, None),
+    ],
+)
+def test_weights_decay_less_where_more_pictures_are_trained_on(
+    given, usual, of_four_times_as_many, photos, monkeypatch
+):
+    config, dataset = TrainingConfig.of(given), kedge.load_dataset(photos)
+    assert resolve(config, LOSSES[config.loss], dataset).weight_decay == usual
+    monkeypatch.setattr("kedge.defaults.CHOSEN_ON", len(dataset.train) / 4)
+    assert resolve(config, LOSSES[config.loss], dataset).weight_decay == pytest.approx(of_four_times_as_many)
+
+
 def test_expanded_queries_are_evaluated(trained, photos):
     dataset = kedge.load_dataset(photos, membership=trained.splits())
     encoder, anchors = Encoder(trained), trained.anchors.vectors.astype(np.float64)
