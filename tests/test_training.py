@@ -135,7 +135,7 @@ def test_few_pictures_are_seen_often_and_mixed_from_scratch(given, mixup, epochs
 @pytest.mark.parametrize(
     ("given", "usual", "of_four_times_as_many"),
     [
-        ({}, 0.5, 0.125),
+        ({}, 0.25, 0.0625),
         ({"loss": "cross-entropy"}, 0.02, 0.005),
         ({"weight_decay": 0.5}, 0.5, 0.5),
         ({"backbone": "swin_tiny_patch4_window7_224"}, 0.05, 0.05),
@@ -147,6 +147,7 @@ def test_weights_decay_less_where_more_pictures_are_trained_on(
     given, usual, of_four_times_as_many, photos, monkeypatch
 ):
     config, dataset = TrainingConfig.of(given), kedge.load_dataset(photos)
+    monkeypatch.setattr("kedge.defaults.FEW_PICTURES", 0)
     assert resolve(config, LOSSES[config.loss], dataset).weight_decay == usual
     monkeypatch.setattr("kedge.defaults.CHOSEN_ON", len(dataset.train) / 4)
     assert resolve(config, LOSSES[config.loss], dataset).weight_decay == pytest.approx(of_four_times_as_many)
