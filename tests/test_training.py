@@ -136,7 +136,7 @@ def test_few_pictures_are_seen_often_and_mixed_from_scratch(given, mixup, epochs
     ("given", "usual", "of_four_times_as_many"),
     [
         ({}, 0.25, 0.0625),
-        ({"loss": "cross-entropy"}, 0.02, 0.005),
+        ({"loss": "cross-entropy"}, 0.01, 0.0025),
         ({"weight_decay": 0.5}, 0.5, 0.5),
         ({"backbone": "swin_tiny_patch4_window7_224"}, 0.05, 0.05),
         ({"freeze_backbone": True}, 0.05, 0.05),
