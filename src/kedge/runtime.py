@@ -78,13 +78,11 @@ def describe_runtime(precision: Precision, *, has_weights: bool) -> str:
 @cache
 def has_gpu() -> bool:
     """Tell whether torch is installed and can use an NVIDIA GPU; it is loaded only where there is a driver."""
-    if find_spec("torch") is None:
-        return False
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+        return bool(import_module("torch").cuda.is_available())
+    except (OSError, ImportError):
         return False
-    return bool(import_module("torch").cuda.is_available())
 
 
 def has_bfloat16() -> bool:
