@@ -153,6 +153,16 @@ def test_weights_decay_less_where_more_pictures_are_trained_on(
     assert resolve(config, LOSSES[config.loss], dataset).weight_decay == pytest.approx(of_four_times_as_many)
 
 
+@pytest.mark.parametrize(
+    ("given", "decay"),
+    [({}, 0.5), ({"loss": "cross-entropy"}, 0.02), ({"backbone": "swin_tiny_patch4_window7_224"}, 0.05)],
+)
+def test_few_pictures_keep_the_decay_they_were_measured_with_but_for_transformers(given, decay, photos):
+    config = TrainingConfig.of(given)
+    resolved = resolve(config, LOSSES[config.loss], kedge.load_dataset(photos))
+    assert (resolved.epochs, resolved.weight_decay) == (150, decay)
+
+
 def test_expanded_queries_are_evaluated(trained, photos):
     dataset = kedge.load_dataset(photos, membership=trained.splits())
     encoder, anchors = Encoder(trained), trained.anchors.vectors.astype(np.float64)

@@ -26,7 +26,7 @@ FEW_PICTURES, MANY_EPOCHS = 1_600, 100
 
 # So many training pictures the recipes were chosen on. Weights average over the last 1 / (rate x decay) steps, and what
 # counts is over how many epochs (X. Wang, L. Aitchison, arXiv:2405.13698): the more pictures, the less decay. With five
-# times as many that is worth a fifth of the mAP and more (docs/results.md); with fewer it was not tried.
+# times as many two of three losses gain a fifth of their mAP by it, and more (docs/results.md); with fewer it is untried.
 CHOSEN_ON = 9_000
 
 # Power that wins on validation pictures across data sets (docs/results.md).
@@ -40,7 +40,13 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     small = side <= SMALL_SIDE and not config.pretrained
     backbone = config.backbone or (SMALL_BACKBONE if small else "resnet18")
     check_backbone(backbone, pretrained=config.pretrained)
+    from_scratch = not (config.pretrained or config.freeze_backbone)
+    image_size = max(side, least_image_size(backbone))
+    shown, least, most = SHOWN_SMALL if from_scratch and image_size <= SMALL_SIDE else SHOWN_OTHERWISE
+    epochs = config.epochs or min(most, max(least, -(-shown // max(1, count))))
     open_settings: dict[str, Any] = dict(recipe.settings)
+    if from_scratch and count <= FEW_PICTURES and epochs >= MANY_EPOCHS:
+        open_settings |= recipe.few_picture_settings
     if "weight_decay" in open_settings:
         open_settings["weight_decay"] *= min(1.0, CHOSEN_ON / max(1, count))
     if config.pretrained or not accepts_any_size(backbone):
@@ -49,12 +55,6 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     if config.freeze_backbone:
         open_settings |= {"auxiliary": 0.0, "head": "linear", "optimizer": "adamw"}
         open_settings |= {"learning_rate": 1e-3, "weight_decay": 0.05}
-    from_scratch = not (config.pretrained or config.freeze_backbone)
-    image_size = max(side, least_image_size(backbone))
-    shown, least, most = SHOWN_SMALL if from_scratch and image_size <= SMALL_SIDE else SHOWN_OTHERWISE
-    epochs = config.epochs or min(most, max(least, -(-shown // max(1, count))))
-    if from_scratch and count <= FEW_PICTURES and epochs >= MANY_EPOCHS:
-        open_settings |= recipe.few_picture_settings
     open_settings |= {
         "backbone": backbone,
         "image_size": image_size,
