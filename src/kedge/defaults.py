@@ -26,7 +26,7 @@ FEW_PICTURES, MANY_EPOCHS = 1_600, 100
 
 # So many training pictures the recipes were chosen on. Weights average over the last 1 / (rate x decay) steps, and what
 # counts is over how many epochs (X. Wang, L. Aitchison, arXiv:2405.13698): the more pictures, the less decay. With five
-# times as many two of three losses gain a fifth of their mAP by it, and more (docs/results.md); with fewer it is untried.
+# times as many two of three losses gain a fifth of their mAP by it, or more (docs/results.md); fewer were not tried.
 CHOSEN_ON = 9_000
 
 # Power that wins on validation pictures across data sets (docs/results.md).
