@@ -137,6 +137,7 @@ def test_few_pictures_are_seen_often_and_mixed_from_scratch(given, mixup, epochs
     [
         ({}, 0.25, 0.0625),
         ({"loss": "cross-entropy"}, 0.01, 0.0025),
+        ({"loss": "arcface"}, 0.005, 0.00125),
         ({"weight_decay": 0.5}, 0.5, 0.5),
         ({"backbone": "swin_tiny_patch4_window7_224"}, 0.05, 0.05),
         ({"freeze_backbone": True}, 0.05, 0.05),

@@ -184,7 +184,8 @@ LOSSES: dict[str, LossRecipe] = {
             "softmax over angles, an added angle as margin",
             "arXiv:1801.07698",
             _of_library("arcface"),
-            _SGD,
+            {**_SGD, "weight_decay": 0.005},
+            few_picture_settings={"weight_decay": 0.02},
             own_tries=({"scale": 16.0}, {"scale": 32.0}),
         ),
         LossRecipe(
@@ -200,7 +201,8 @@ LOSSES: dict[str, LossRecipe] = {
             "softmax over angles, a margin by the embedding's norm",
             "arXiv:2204.00964",
             _adaface,
-            {**_RIVAL, "scale": 16.0},
+            {**_RIVAL, "scale": 16.0, "weight_decay": 0.25},
+            few_picture_settings={"weight_decay": 0.5},
             own_tries=({"scale": 32.0}, {"scale": 64.0}),
         ),
         LossRecipe(
@@ -226,7 +228,8 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1703.07464",
             _of_library("proxy-nca"),
             # Proxies learn ten times as fast as the network.
-            {**_RIVAL, "anchor_rate": 10.0, "batch_size": 50},
+            {**_RIVAL, "anchor_rate": 10.0, "batch_size": 50, "weight_decay": 0.25},
+            few_picture_settings={"weight_decay": 0.5},
             own_tries=({"scale": 10.0}, {"anchor_rate": 100.0}),
         ),
         LossRecipe(

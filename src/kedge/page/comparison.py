@@ -128,39 +128,51 @@ def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
 
 
 def _ratios(group: _Group) -> _Table:
-    """The best loss with class anchors against the best other one, and against the best softmax read-out."""
+    """The best loss with class anchors against the best other one, and against the best softmax read-out.
+
+    Of the means over seeds; ± is the standard deviation over the seeds that both have, each seed being one split.
+    """
     columns = ("figure", "best with class anchors", "best other", "ratio", "ratio of 1 - mAP", "R@1, points")
     lines = []
     for prefix, what in (("", ""), ("shots_", ", gallery of the shots"), ("unseen_", ", unseen classes")):
         for figure, way in (("l2_map", "L2"), ("cosine_map", "cosine"), ("expanded_map", "expanded")):
-            means = {
-                loss: float(np.mean([row[prefix + figure] for row in found]))
+            maps = {
+                loss: {row["seed"]: row[prefix + figure] for row in found}
                 for loss, found in group.by_loss.items()
                 if all(prefix + figure in row for row in found)
             }
+            means = {loss: float(np.mean(list(of_seed.values()))) for loss, of_seed in maps.items()}
             anchored = [loss for loss in means if group.by_loss[loss][0]["learns_anchors"]]
             readouts = [loss for loss in means if group.by_loss[loss][0].get("features") == "softmax"]
             others = [loss for loss in means if loss not in anchored and loss not in readouts]
             for rivals in (others, readouts):
                 if anchored and rivals:
                     best, other = max(anchored, key=means.__getitem__), max(rivals, key=means.__getitem__)
-                    ours, theirs = means[best], means[other]
-                    own, their = (_recall(group.by_loss[loss], prefix, way) for loss in (best, other))
+                    own, their = (_recalls(group.by_loss[loss], prefix, way) for loss in (best, other))
                     cells = (
                         f"mAP ({way}){what}",
-                        f"{best} {100 * ours:.1f}",
-                        f"{other} {100 * theirs:.1f}",
-                        f"{ours / max(1e-9, theirs):.3f}",
-                        f"{(1 - ours) / max(1e-9, 1 - theirs):.3f}",
-                        f"{100 * (own - their):+.1f}",
+                        f"{best} {100 * means[best]:.1f}",
+                        f"{other} {100 * means[other]:.1f}",
+                        _paired(maps[best], maps[other], lambda a, b: a / max(1e-9, b), ".3f"),
+                        _paired(maps[best], maps[other], lambda a, b: (1 - a) / max(1e-9, 1 - b), ".3f"),
+                        _paired(own, their, lambda a, b: 100 * (a - b), "+.1f"),
                     )
                     lines.append(cells)
     return _Table(f"{group.title}: class anchors against the best other loss", columns, tuple(lines))
 
 
-def _recall(rows: Sequence[Row], prefix: str, way: str) -> float:
-    """Return R@1 by the model's own distance, or of expanded queries."""
-    return float(np.mean([row[f"{prefix}{way if way == 'expanded' else row['distance']}_r1"] for row in rows]))
+def _paired(
+    ours: Mapping[int, float], theirs: Mapping[int, float], compare: Callable[[float, float], float], form: str
+) -> str:
+    """Return compare(mean of ours, mean of theirs) ± its standard deviation over the seeds that both have."""
+    said = format(compare(float(np.mean(list(ours.values()))), float(np.mean(list(theirs.values())))), form)
+    each = [compare(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    return f"{said} ± {format(np.std(each), form.removeprefix('+'))}" if len(each) > 1 else said
+
+
+def _recalls(rows: Sequence[Row], prefix: str, way: str) -> dict[int, float]:
+    """Return R@1 by the model's own distance, or of expanded queries, by seed."""
+    return {row["seed"]: row[f"{prefix}{way if way == 'expanded' else row['distance']}_r1"] for row in rows}
 
 
 def _cost(group: _Group) -> _Table:
