@@ -108,6 +108,7 @@ def test_ctrl_c_is_heard_after_an_encoder_was_let_go_in_another_thread(tmp_path)
     model = make_model(tmp_path / "model", classes=CLASSES)
     program = f"""
 import gc, signal, threading, kedge
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit it ignored
 encoders = [kedge.Encoder({str(model.folder)!r}, runtime="openvino", threads=1)]
 thread = threading.Thread(target=lambda: (encoders.clear(), gc.collect()))
 thread.start()
