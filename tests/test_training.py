@@ -164,6 +164,24 @@ def test_few_pictures_keep_the_decay_they_were_measured_with_but_for_transformer
     assert (resolved.epochs, resolved.weight_decay) == (150, decay)
 
 
+@pytest.mark.parametrize(
+    ("given", "many", "few"),
+    [
+        ({}, 0.0, 0.4),
+        ({"loss": "cam"}, 0.0, 0.4),
+        ({"loss": "fixed-anchors"}, 0.0, 0.4),
+        ({"loss": "arcface"}, 0.4, 0.4),
+        ({"brightness": 0.1}, 0.1, 0.1),
+        ({"freeze_backbone": True}, 0.4, 0.4),
+    ],
+)
+def test_class_anchors_see_pictures_as_bright_as_they_are_but_for_few(given, many, few, photos, monkeypatch):
+    config, dataset = TrainingConfig.of(given), kedge.load_dataset(photos)
+    assert resolve(config, LOSSES[config.loss], dataset).brightness == few
+    monkeypatch.setattr("kedge.defaults.FEW_PICTURES", 0)
+    assert resolve(config, LOSSES[config.loss], dataset).brightness == many
+
+
 def test_expanded_queries_are_evaluated(trained, photos):
     dataset = kedge.load_dataset(photos, membership=trained.splits())
     encoder, anchors = Encoder(trained), trained.anchors.vectors.astype(np.float64)

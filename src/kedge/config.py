@@ -62,7 +62,9 @@ class TrainingConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     flip: bool | None = None
     """Mirror pictures left-right; None: yes, but for digits."""
-    brightness: float = Field(0.4, ge=0, lt=1)
+    brightness: float | None = Field(None, ge=0, lt=1)
+    """b: pictures are made darker or brighter by factors from 1 - b to 1 + b. None: 0.4, but 0 for `cam-sphere`,
+    `cam` and `fixed-anchors` from scratch, unless few pictures are seen often."""
     mixup: float | None = Field(None, ge=0)
     """Blend pictures of a batch two by two, in shares drawn from Beta(mixup, mixup); 0: not at all.
     None: 0, but 1 for `cam` and `cam-sphere` from scratch with up to 1,600 pictures, in 100 epochs and more."""

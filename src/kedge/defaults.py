@@ -29,6 +29,9 @@ FEW_PICTURES, MANY_EPOCHS = 1_600, 100
 # times as many two of three losses gain a fifth of their mAP by it, or more (docs/results.md); fewer were not tried.
 CHOSEN_ON = 9_000
 
+# Range of brightness in training views; a network from scratch may want another by its loss's recipe.
+USUAL_BRIGHTNESS = 0.4
+
 # Power that wins on validation pictures across data sets (docs/results.md).
 USUAL_SHARPENING = 1.5
 
@@ -44,11 +47,13 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     image_size = max(side, least_image_size(backbone))
     shown, least, most = SHOWN_SMALL if from_scratch and image_size <= SMALL_SIDE else SHOWN_OTHERWISE
     epochs = config.epochs or min(most, max(least, -(-shown // max(1, count))))
-    open_settings: dict[str, Any] = dict(recipe.settings)
+    open_settings: dict[str, Any] = {"brightness": USUAL_BRIGHTNESS, **recipe.settings}
     if from_scratch and count <= FEW_PICTURES and epochs >= MANY_EPOCHS:
         open_settings |= recipe.few_picture_settings
     if "weight_decay" in open_settings:
         open_settings["weight_decay"] *= min(1.0, CHOSEN_ON / max(1, count))
+    if not from_scratch:
+        open_settings["brightness"] = USUAL_BRIGHTNESS
     if config.pretrained or not accepts_any_size(backbone):
         # Weight decay of 0.5 and a rate of 4e-3 are for small convolutional networks from scratch.
         open_settings |= {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}

@@ -199,7 +199,7 @@ def _train_network(
         raise DatasetError(f"{len(training)} training pictures can be read; at least 2 are needed")
     loss = recipe.build(len(dataset.classes), network.dim, settings)
     augmentation: Augmentation | None = Augmentation(
-        view_size=network.view_size, flip=bool(settings.flip), brightness=settings.brightness
+        view_size=network.view_size, flip=bool(settings.flip), brightness=settings.brightness or 0.0
     )
     if settings.freeze_backbone:
         for parameter in network.backbone.parameters():
