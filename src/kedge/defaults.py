@@ -29,7 +29,7 @@ FEW_PICTURES, MANY_EPOCHS = 1_600, 100
 # times as many two of three losses gain a fifth of their mAP by it, or more (docs/results.md); fewer were not tried.
 CHOSEN_ON = 9_000
 
-# Range of brightness in training views; a network from scratch may want another by its loss's recipe.
+# Range of brightness in training views; a loss's recipe may have another, for networks from scratch that see many.
 USUAL_BRIGHTNESS = 0.4
 
 # Power that wins on validation pictures across data sets (docs/results.md).
@@ -49,7 +49,7 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     epochs = config.epochs or min(most, max(least, -(-shown // max(1, count))))
     open_settings: dict[str, Any] = {"brightness": USUAL_BRIGHTNESS, **recipe.settings}
     if from_scratch and count <= FEW_PICTURES and epochs >= MANY_EPOCHS:
-        open_settings |= recipe.few_picture_settings
+        open_settings |= {"brightness": USUAL_BRIGHTNESS, **recipe.few_picture_settings}
     if "weight_decay" in open_settings:
         open_settings["weight_decay"] *= min(1.0, CHOSEN_ON / max(1, count))
     if not from_scratch:
