@@ -2,12 +2,11 @@
 
     python benchmarks/gallery.py                      # all of it; or some: --parts write single remove open where
 
-Synthetic unit vectors about random anchors, seeded. Every part makes its own gallery in a temporary folder. Prints
-tables in Markdown.
+Synthetic unit vectors about random anchors, seeded. Every part makes its own gallery in a temporary folder, in a process
+of its own, so that its peak memory is its own. Prints tables in Markdown.
 """
 
 import argparse
-import resource
 import shutil
 import subprocess
 import sys
@@ -93,8 +92,9 @@ def measure_removal(folder, scale):
     print(f"| {removed:,} | {count:,} | {took:.1f} | {before / 1e6:,.0f} | {after / 1e6:,.0f} |")
 
 
+# VmHWM is a program's own peak; getrusage's begins with that of the process which started it.
 OPENING = """
-import resource, sys, time
+import sys, time
 import numpy as np, kedge
 queries = np.load(sys.argv[2])
 with kedge.Gallery.open(sys.argv[1], half=sys.argv[3] == "half") as gallery:
@@ -104,7 +104,8 @@ with kedge.Gallery.open(sys.argv[1], half=sys.argv[3] == "half") as gallery:
     index = gallery._loaded.index
     ids = index.search(queries, 100, "exact" if sys.argv[3] == "again" else 1).ids
     np.save(sys.argv[4], ids)
-    print(took, index.nbytes / (4 * len(index) * index.dim), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(took, index.nbytes / (4 * len(index) * index.dim), int(peak.split()[1]) / 2**20)
 """
 
 
@@ -176,7 +177,8 @@ def measure_duplicates(_folder, scale):
     started = time.perf_counter()
     groups = duplicate_groups(names, names, names, names, hashes.tolist(), vectors, bits=4, distance=0.1)
     took = time.perf_counter() - started
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    status = Path("/proc/self/status").read_text("utf-8").splitlines()
+    most = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
     print("| pictures | planted copies | groups found | s | GiB at most |\n|---|---|---|---|---|")
     print(f"| {count:,} | {copies.shape[1]:,} | {len(groups):,} | {took:.1f} | {most:.1f} |")
 
@@ -193,12 +195,15 @@ PARTS = {
 
 def main():
     options = parse()
+    if len(options.parts) > 1:
+        for part in options.parts:
+            subprocess.run([sys.executable, __file__, "--parts", part, "--scale", str(options.scale)], check=True)
+        return
     versions = ", ".join(f"{name} {version(name)}" for name in ("kedge", "pylance", "numpy"))
-    print(f"{date.today()}, {versions}.")
-    for part in options.parts:
-        print()
-        with tempfile.TemporaryDirectory() as folder:
-            PARTS[part](Path(folder), options.scale)
+    print(f"{date.today()}, {versions}.\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        PARTS[options.parts[0]](Path(folder), options.scale)
+    print(flush=True)
 
 
 if __name__ == "__main__":

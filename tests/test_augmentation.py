@@ -29,6 +29,14 @@ def test_cut_is_a_window_of_its_own_picture():
         assert (view[1:, 0, 1] - view[:-1, 0, 1] == 1).all()
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_autocast_leaves_views_as_they_are(size):
+    augmentation, pictures = Augmentation(view_size=size * 7 // 8, flip=True, brightness=0.4), numbered(size)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        views = draw(augmentation, pictures)
+    assert torch.equal(views, draw(augmentation, pictures))
+
+
 def test_half_are_mirrored():
     augmentation = Augmentation(view_size=56, flip=True, brightness=0.0)
     views = draw(augmentation, numbered(64, count=24))

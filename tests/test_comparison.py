@@ -118,23 +118,123 @@ def test_another_comparison_is_refused(compared, tmp_path):
 def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeypatch):
     # What a try reaches is made up here, so that the choice is known by hand.
     def scored(_, job, *__):
-        given = job["settings"]
+        assert (job["data"], job["settings"]["backbone"], job["unseen_classes"]) == (str(photos), "resnet10-half", 1)
+        given = job["tried"]
         score = (
             given["weight_decay"] + 10 * given["learning_rate"] + given.get("auxiliary", 0) - given["batch_size"] / 1e4
         )
         return {"validation_l2_map": score / 10, "validation_cosine_map": 0.0}
 
     monkeypatch.setattr(comparison._Runner, "_one", scored)
-    grid = Grid.of({"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}})
-    (tmp_path / "out").mkdir()
-    runner, out = comparison._Runner(1, 0, lambda *_: None), tmp_path / "out"
+    given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 1}
+    grid = comparison._together(tmp_path, Grid.of(given))
+    runner, out = comparison._Runner(1, 0, lambda *_: None), tmp_path
     chosen = comparison._choose_settings(grid, out, runner)
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
     assert chosen == {"cam-sphere": best, "none": {}}
     with (out / "tries.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 9
+        assert len(list(csv.DictReader(file))) == 10  # its own decay is not among those that all losses try
     monkeypatch.setattr(comparison._Runner, "_one", lambda *_: pytest.fail("a try was done again"))
     assert comparison._choose_settings(grid, out, runner) == chosen
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Cells that are said to be measured, with nothing trained: the jobs that would have run."""
+    jobs = []
+    measured = {"learns_anchors": 1, "features": "embedding", "distance": "cosine", "queries": 1, "gallery": 1}
+    cost = {"train_seconds": 1, "step_ms": 1, "memory_mb": 1, "epochs": 1, "device": "cpu", "threads": 1}
+    ways = ("l2", "cosine", "probed_l2", "probed_cosine")
+    shares = {f"{way}_{name}": 0.5 for way in ways for name in ("map", "r1", "p20", "p100", "scanned")}
+    tried = {"validation_l2_map": 0.5, "validation_cosine_map": 0.5}
+
+    def run(_, job, *__):
+        jobs.append(job)
+        return tried if job["validate"] else {**measured, **cost, **shares}
+
+    monkeypatch.setattr(comparison._Runner, "_one", run)
+    return jobs
+
+
+def test_rows_are_never_taken_for_other_pictures_or_settings(tmp_path, unmeasured):
+    for name in ("a/birds.v1", "a/birds.v2", "b/birds.v1"):
+        (tmp_path / name).mkdir(parents=True)
+    first, second, other = (str(tmp_path / name) for name in ("a/birds.v1", "a/birds.v2", "b/birds.v1"))
+    out = tmp_path / "out"
+    mine = {"variants": {"mine": {"loss": "cam", "margin": 2.0}}, "seeds": [0]}
+
+    def begin(**values):
+        unmeasured.clear()
+        found = kedge.compare(Grid.of({"datasets": [first], **mine, **values}), out)
+        return [row["dataset"] + " " + row["loss"] for row in found.rows], len(unmeasured)
+
+    assert begin(losses=["mine", "cam"]) == (["birds.v1 mine", "birds.v1 cam"], 2)
+    assert begin(datasets=[second], losses=["cam"]) == (["birds.v2 cam"], 1)
+    with pytest.raises(ConfigError, match=r"other pictures called 'birds\.v1'"):
+        begin(datasets=[other], losses=["cam"])
+    changed = {"mine": {"loss": "cam", "margin": 16.0}, "cam": {"loss": "cam", "margin": 4.0}}
+    for losses in (["mine"], ["cam"]):
+        with pytest.raises(ConfigError, match=f"other settings of '{losses[0]}'"):
+            begin(losses=losses, variants=changed)
+    # A variant that did not run may change.
+    assert begin(losses=["cam-sphere"], variants=changed) == (["birds.v1 cam-sphere"], 1)
+    assert begin(losses=["mine", "cam"]) == (["birds.v1 mine", "birds.v1 cam"], 0)
+
+
+def test_tries_stay_those_of_the_set_they_were_made_on(tmp_path, unmeasured):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second, out = str(tmp_path / "first"), str(tmp_path / "second"), tmp_path / "out"
+    grid = {"datasets": [first], "losses": ["cam"], "seeds": [0], "tries": {}}
+    kedge.compare(Grid.of(grid), out)
+    assert {job["data"] for job in unmeasured} == {first}
+    unmeasured.clear()
+    kedge.compare(Grid.of({**grid, "datasets": [second, first]}), out)
+    assert [(job["data"], job["tried"]) for job in unmeasured] == [(second, unmeasured[0]["tried"])]
+    assert unmeasured[0]["tried"]["optimizer"] == "adamw"
+    with pytest.raises(ConfigError, match="other tries"):
+        kedge.compare(Grid.of({**grid, "tries": {"dataset": second}}), out)
+
+
+def test_what_is_no_comparison_any_more_is_named(tmp_path, unmeasured):
+    (tmp_path / "birds").mkdir()
+    out = tmp_path / "out"
+    grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]})
+    with pytest.raises(ConfigError, match="--parallel cannot be 0"):
+        kedge.compare(grid, out, parallel=0)
+    out.write_text("a file")
+    with pytest.raises(InputError, match="is a file"):
+        kedge.compare(grid, out)
+    out.unlink()
+    out.mkdir()
+    (out / ".lock").touch()  # left by one killed before it had begun
+    kedge.compare(grid, out)
+    whole = (out / "results.csv").read_text()
+    (out / "results.csv").write_text(whole.replace(",", ";"))  # as some spreadsheets save it
+    with pytest.raises(InputError, match=r"results\.csv has no column"):
+        kedge.compare(grid, out)
+    (out / "results.csv").write_text(whole)
+    (out / "grid.json").write_text("{")
+    with pytest.raises(InputError, match=r"grid\.json cannot be read"):
+        kedge.compare(grid, out)
+    assert len(unmeasured) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"), [(None, ["0", "1", "0"]), ("2,3", ["2", "3", "2"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b", "GPU-a"])]
+)
+def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(comparison, "_answer", lambda *_: {})
+    started = []
+    monkeypatch.setattr(comparison.subprocess, "Popen", lambda *_, env, **__: started.append(env) or len(started))
+    runner = comparison._Runner(3, 2, lambda *_: None)
+    for place in range(3):
+        runner._one({}, [place], set())
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
 
 
 def test_a_killed_comparison_leaves_nothing_running_and_goes_on(photos, tmp_path):

@@ -31,7 +31,7 @@ LAYERS = [
     {"calibration"},
     {"ranking"},
     {"anchors", "hits", "keys", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
-    {"errors"},
+    {"cores", "errors"},
 ]
 WITH_TORCH = {
     "demo",

@@ -48,6 +48,15 @@ def test_the_anchor_is_the_mean_of_the_examples(model, tmp_path):
     assert changed.encodes_like(model)
 
 
+def test_the_margin_is_that_of_the_embedding_alone(tmp_path):
+    for features, margin in (("embedding", 1.0), ("joint", None), ("pooled", None)):
+        model = make_model(tmp_path / features, classes=CLASSES, distance="cosine")
+        trained = {"loss": "cam-sphere", "features": features}
+        model.write_card(model.card.model_copy(update={"trained": trained}))
+        _, added = kedge.add_class(model.folder, "yellow", [plain(tmp_path / "y.png", colour_of(3))])
+        assert added.margin == margin
+
+
 def test_examples_are_never_queries_afterwards(model, tmp_path):
     (model.folder / "splits.json").write_text(json.dumps({"train": [], "validation": [], "test": []}))
     path = plain(tmp_path / "y.png", colour_of(3))

@@ -1,13 +1,10 @@
 """Ranking against NumPy's stable argsort."""
 
-import os
-
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.ranking import nearest_first, nearest_first_by_torch, ranking_threads
+from kedge.ranking import nearest_first, nearest_first_by_torch
 
 FEW = [0.0, -0.0, 1e-45, 1e-38, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1.0, 3e38, np.inf, np.nan, -np.nan]
 distances = st.one_of(st.sampled_from(FEW), st.floats(0, width=32))
@@ -34,9 +31,3 @@ def test_distances_are_left_as_they_were():
     squared = np.array([3, 1, 2], dtype=np.float32)
     nearest_first(squared)
     assert squared.tolist() == [3, 1, 2]
-
-
-@pytest.mark.parametrize("given", ["3", "", "0", "many", "4,2"])
-def test_threads_are_those_asked_for_or_all(given, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert ranking_threads() == (3 if given == "3" else os.cpu_count())

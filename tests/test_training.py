@@ -164,6 +164,36 @@ def test_few_pictures_keep_the_decay_they_were_measured_with_but_for_transformer
     assert (resolved.epochs, resolved.weight_decay) == (150, decay)
 
 
+def test_tried_settings_are_fitted_to_the_pictures_and_given_ones_are_not(photos, monkeypatch):
+    dataset, recipe = kedge.load_dataset(photos), LOSSES["cam-sphere"]
+    monkeypatch.setattr("kedge.defaults.CHOSEN_ON", len(dataset.train) / 4)
+    tried = {"batch_size": 100, "weight_decay": 0.4, "learning_rate": 0.001}
+    fitted = resolve(TrainingConfig(), recipe, dataset, tried)
+    assert (fitted.batch_size, fitted.learning_rate) == (16, 0.001)
+    assert fitted.weight_decay == pytest.approx(0.1)
+    given = resolve(TrainingConfig.of(tried), recipe, dataset)
+    assert (given.batch_size, given.weight_decay) == (100, 0.4)
+    frozen = resolve(TrainingConfig(freeze_backbone=True), recipe, dataset, tried)
+    assert (frozen.learning_rate, frozen.weight_decay) == (0.001, 0.4)
+
+
+def test_a_length_that_is_asked_for_is_had_or_refused(photos):
+    dataset = kedge.load_dataset(photos)
+    usual = resolve(TrainingConfig(loss="cross-entropy"), LOSSES["cross-entropy"], dataset)
+    asked = resolve(TrainingConfig(loss="cross-entropy", dim=12), LOSSES["cross-entropy"], dataset)
+    assert (usual.head, usual.dim) == ("none", None)
+    assert (asked.head, asked.dim) == ("linear", 12)
+    with pytest.raises(ConfigError, match="leave --dim out"):
+        resolve(TrainingConfig(loss="cam", head="none", dim=12), LOSSES["cam"], dataset)
+
+
+def test_many_validation_pictures_are_looked_at_all_over():
+    batches = LabelledBatches(torch.zeros(1000, 1), torch.arange(1000))
+    shown = torch.cat([labels for _, labels in batches.in_order(10)])
+    assert shown.tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert torch.cat([labels for _, labels in batches.in_order(2000)]).tolist() == list(range(1000))
+
+
 @pytest.mark.parametrize(
     ("given", "many", "few"),
     [
@@ -257,6 +287,10 @@ def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
     assert resumed.metrics()[-1]["loss"] == pytest.approx(whole.metrics()[-1]["loss"], rel=1e-3)
     assert np.allclose(resumed.anchors.vectors, whole.anchors.vectors, atol=1e-3)
     assert not partial.exists()
+    again = kedge.train(photos, tmp_path / "killed", resume=True, **settings)
+    assert again.fingerprint == resumed.fingerprint
+    with pytest.raises(InputError, match="loss was 'cam-sphere' and is 'arcface'"):
+        kedge.train(photos, tmp_path / "killed", resume=True, **{**settings, "loss": "arcface"})
 
 
 def learned(model):

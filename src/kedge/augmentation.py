@@ -28,10 +28,12 @@ class Augmentation:
 
     def __call__(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """Return views (n, v, v, 3) float32 in 0..255 of pictures (n, s, s, 3) uint8."""
-        if pictures.shape[1] >= SCALED_FROM:
-            views = self._scaled(pictures, generator)
-        else:
-            views = self._cropped(pictures, generator).float()
+        # Autocast would round the places in a picture to 8 bits.
+        with torch.autocast(pictures.device.type, enabled=False):
+            if pictures.shape[1] >= SCALED_FROM:
+                views = self._scaled(pictures, generator)
+            else:
+                views = self._cropped(pictures, generator).float()
         low, high = 1.0 - self.brightness, 1.0 + self.brightness
         factors = torch.empty(len(views), 1, 1, 1, device=views.device).uniform_(low, high, generator=generator)
         return (views * factors).clamp(0.0, 255.0)

@@ -36,18 +36,25 @@ Labelled = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 PROBES = (1,)
 
 
-def validate(data: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
+def validate(
+    data: str, out: str, settings: dict[str, Any], tried: dict[str, Any], unseen_classes: int = 0
+) -> dict[str, Any]:
     """Train a model and return its validation mAP, L2 and cosine; the test pictures are left alone."""
-    model = train(data, out, resume=True, quiet=True, evaluate=False, **settings)
+    if unseen_classes:
+        settings = {**settings, "classes": _classes_left(load_dataset(data, seed=settings["seed"]), unseen_classes)}
+    model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, **settings)
     scores = model.card.scores.get("validation")
     if scores is None:
         raise DatasetError(f"{data} has no validation pictures: settings cannot be chosen on them")
     return {"validation_l2_map": scores["map_l2"], "validation_cosine_map": scores["map_cosine"]}
 
 
-def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int = 0) -> dict[str, Any]:
+def measure(
+    data: str, out: str, settings: dict[str, Any], tried: dict[str, Any] | None = None, unseen_classes: int = 0
+) -> dict[str, Any]:
     """Train a model and return what it reaches: shares by column name, seconds, milliseconds a step, MB.
 
+    tried: settings chosen by tries, in place of the loss's own.
     Columns begin with the way to search: `l2`, `cosine`: exhaustive; `probed_l2`, `probed_cosine`: two-stage, filed by
     nearest, one probe; `expanded`: exhaustive by cosine, queries expanded. `shots_…`: a gallery of the pictures drawn
     to train on. `unseen_…`: queries and gallery of the classes that were left out.
@@ -56,12 +63,8 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
     whole: Dataset | None = None
     if unseen_classes:
         whole = load_dataset(data, seed=settings["seed"])
-        if unseen_classes > len(whole.classes) - 2:
-            raise ConfigError(
-                f"{whole.name} has {len(whole.classes)} classes: {unseen_classes} left out leave fewer than 2"
-            )
-        settings["classes"] = len(whole.classes) - unseen_classes
-    model = train(data, out, resume=True, quiet=True, evaluate=False, **settings)
+        settings["classes"] = _classes_left(whole, unseen_classes)
+    model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, **settings)
     recipe = loss_recipe(model.card.trained["loss"])
     row = {"learns_anchors": int(recipe.learns_anchors), "features": model.card.trained["features"]}
     row |= {"distance": model.card.distance, **_cost(model)}
@@ -91,6 +94,13 @@ def measure(data: str, out: str, settings: dict[str, Any], unseen_classes: int =
     if whole is not None:
         row |= _unseen(model, encoder, whole, settings["classes"])
     return row
+
+
+def _classes_left(whole: Dataset, unseen: int) -> int:
+    """Return how many classes are trained on when the last ones are left out."""
+    if unseen > len(whole.classes) - 2:
+        raise ConfigError(f"{whole.name} has {len(whole.classes)} classes: {unseen} left out leave fewer than 2")
+    return len(whole.classes) - unseen
 
 
 def _unseen(model: Model, encoder: Encoder, whole: Dataset, trained: int) -> dict[str, float]:

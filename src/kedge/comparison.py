@@ -1,6 +1,6 @@
 """Compare: every cell of a grid trained and measured, side by side, going on where it was stopped.
 
-grid.json       what was asked for; the lists in it may grow, the settings may not change
+grid.json       all that was asked for so far; the lists in it may grow, the settings may not change
 tries.csv       one row a try: settings, and what they reached on validation pictures
 results.csv     one row a cell, written when the cell is measured: a cell is done when its row stands here
 results.md      tables: mean ± standard deviation over seeds
@@ -9,6 +9,7 @@ models/         a model folder a cell
 """
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -26,21 +27,26 @@ from zlib import crc32
 import torch
 from filelock import FileLock, Timeout
 
-from kedge.errors import ConfigError, InputError
-from kedge.grid import Cell, Grid, Shots, name_of
+from kedge.cores import own_cores
+from kedge.datasets import PUBLISHED
+from kedge.errors import ConfigError, InputError, KedgeError
+from kedge.grid import Cell, Grid, Shots, Tries, name_of, place_of
 from kedge.losses import loss_recipe
 from kedge.page import comparison_page, comparison_tables
 
 __all__ = ["Comparison", "compare"]
 
-GRID, TRIES, RESULTS, TABLES, PAGE, MODELS = (
+GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
     "grid.json",
     "tries.csv",
     "results.csv",
     "results.md",
     "report.html",
     "models",
+    ".lock",
 )
+# Columns that say which cell a row is of.
+KEY = ("dataset", "backbone", "loss", "shots", "seed")
 # Columns that hold words, also where these look like numbers.
 TEXTS = frozenset(("dataset", "backbone", "loss", "shots", "settings", "failure", "device", "kedge", "torch", "date"))
 Row = dict[str, Any]
@@ -77,11 +83,19 @@ def compare(
     """
     out = Path(out)
     devices = torch.cuda.device_count()
-    parallel = parallel or max(1, devices)
-    _check_folder(out, grid)
+    parallel = max(1, devices) if parallel is None else parallel
+    if parallel < 1:
+        raise ConfigError(f"--parallel cannot be {parallel}: give the number of cells to run side by side, from 1")
+    asked = _together(out, grid)
+    grid = grid.model_copy(update={"tries": asked.tries})
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / ".lock", blocking=False):
-            (out / GRID).write_text(grid.model_dump_json(indent=2), "utf-8")
+        with FileLock(out / LOCK, blocking=False):
+            _write_whole(out / GRID, asked.model_dump_json(indent=2))
+            for data in PUBLISHED.keys() & {*grid.datasets, grid.tries and grid.tries.dataset}:
+                # Before several cells would all fetch it. One that cannot be had is told by its cells.
+                with suppress(KedgeError):
+                    PUBLISHED[data]()
             runner = _Runner(parallel, devices, on_row or (lambda *_: None))
             chosen = _choose_settings(grid, out, runner) if grid.tries else {}
             try:
@@ -94,24 +108,57 @@ def compare(
     return comparison
 
 
-def _check_folder(out: Path, grid: Grid) -> None:
+def _together(out: Path, grid: Grid) -> Grid:
+    """Return the grid joined with what OUT was asked for before; raise ConfigError where they make no one table."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: --out names a folder")
+    grid = grid.model_copy(update={"datasets": tuple(map(place_of, grid.datasets))})
     path = out / GRID
-    if path.is_file():
-        stored = Grid.of({**json.loads(path.read_text("utf-8")), "datasets": grid.datasets})
-        for name in ("settings", "variants", "unseen_classes"):
-            before, now = getattr(stored, name), getattr(grid, name)
-            if name == "variants":
-                before = {loss: given for loss, given in before.items() if loss in now}
-                now = {loss: given for loss, given in now.items() if loss in before}
-            if before != now:
-                raise ConfigError(
-                    f"{out} was begun with other {name} ({before!r}, now {now!r}): choose another --out, or remove it"
-                )
-        if (stored.tries and stored.tries.settings) != (grid.tries and grid.tries.settings):
-            raise ConfigError(f"{out} was begun with other tries: choose another --out, or remove it")
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} holds something that is no comparison: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        # What a comparison leaves that was killed before it had begun.
+        left = {LOCK, path.with_suffix(".partial").name}
+        if out.exists() and any(each.name not in left for each in out.iterdir()):
+            raise InputError(f"{out} holds something that is no comparison: choose another --out")
+        return grid.model_copy(update={"tries": _placed(grid.tries, grid)})
+    for table in (RESULTS, TRIES):
+        missing = {"dataset", "loss", *(KEY if table == RESULTS else ("settings",))} - set(_header(out / table))
+        if missing and (out / table).is_file():
+            raise InputError(f"{out / table} has no column '{min(missing)}' any more: put it back, or remove the file")
+    try:
+        stored = Grid.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another --out") from error
+    grid = grid.model_copy(update={"tries": _placed(grid.tries, stored if stored.tries else grid)})
+    before, now = stored.model_dump(), grid.model_dump()
+    changes = {name: (before[name], now[name]) for name in ("settings", "unseen_classes", "tries")}
+    changes |= {
+        f"settings of '{loss}'": (stored.variants.get(loss), grid.variants.get(loss))
+        for loss in grid.losses
+        if loss in stored.losses
+    }
+    places = {name_of(data): data for data in stored.datasets}
+    changes |= {
+        f"pictures called '{name_of(data)}'": (places[name_of(data)], data)
+        for data in grid.datasets
+        if name_of(data) in places
+    }
+    for what, (was, asked) in changes.items():
+        if was != asked:
+            raise ConfigError(f"{out} was begun with other {what} ({was!r}, now {asked!r}): choose another --out")
+    lists = ("datasets", "backbones", "losses", "shots", "seeds")
+    joined = {name: tuple(dict.fromkeys((*before[name], *now[name]))) for name in lists}
+    run = {loss: each.variants[loss] for each in (stored, grid) for loss in each.losses if loss in each.variants}
+    return grid.model_copy(update={**joined, "variants": run})
+
+
+def _placed(tries: Tries | None, grid: Grid) -> Tries | None:
+    """Return the tries with what they leave open as another grid has it."""
+    if tries is None:
+        return None
+    known = grid.tries or Tries()
+    dataset = place_of(tries.dataset) if tries.dataset else known.dataset or grid.datasets[0]
+    backbone = tries.backbone or known.backbone or grid.backbones[0]
+    return tries.model_copy(update={"dataset": dataset, "backbone": backbone})
 
 
 def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, Any], keep_models: bool) -> None:
@@ -119,7 +166,7 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
     cells = grid.cells()
 
     def job(cell: Cell) -> Row:
-        settings = {**chosen.get(cell.loss, {}), **grid.settings_of(cell.loss), "seed": cell.seed}
+        settings = {**grid.settings_of(cell.loss), "seed": cell.seed}
         if cell.backbone != "auto":
             settings["backbone"] = cell.backbone
         if cell.shots != "full":
@@ -129,12 +176,13 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
             "data": grid.data(cell.dataset),
             "out": str(out / MODELS / cell.name),
             "settings": settings,
+            "tried": chosen.get(cell.loss, {}),
             "unseen_classes": grid.unseen_classes,
         }
 
     def keep(cell: Cell, measured: Row) -> Row:
         row = {**asdict(cell), "failure": "", **measured}
-        _append(out / RESULTS, row, tuple(asdict(cell)))
+        _append(out / RESULTS, row, KEY)
         if not keep_models and not row["failure"]:
             shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
         return row
@@ -145,25 +193,26 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
 
 def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict[str, Any]]:
     """Return for each loss the settings that reached most on validation pictures, stage by stage of its tries."""
-    assert grid.tries is not None
-    data = grid.tries.dataset or grid.datasets[0]
     plans = {name: loss_recipe(str(grid.settings_of(name)["loss"])).tries() for name in dict.fromkeys(grid.losses)}
     best: dict[str, dict[str, Any]] = {name: {} for name in plans}
     reached = dict.fromkeys(plans, -1.0)
     for number in range(max(len(plan) for plan in plans.values())):
         rows = _tries_done(out)
-        wanted: list[tuple[str, dict[str, Any]]] = [
-            (name, {**best[name], **settings})
-            for name, plan in plans.items()
-            if number < len(plan)
-            for settings in plan[number]
-        ]
+        # A loss's own settings may be among those that all try: once is enough.
+        wanted = list(
+            {
+                (name, _said(tried)): (name, tried)
+                for name, plan in plans.items()
+                if number < len(plan)
+                for tried in ({**best[name], **settings} for settings in plan[number])
+            }.values()
+        )
         open_tries = [
             (name, settings)
             for name, settings in wanted
             if (name, _said(settings)) not in rows or rows[name, _said(settings)].get("failure")
         ]
-        runner.run([_try(grid, out, data, name, settings) for name, settings in open_tries], len(wanted))
+        runner.run([_try(grid, out, name, settings) for name, settings in open_tries], len(wanted))
         rows = _tries_done(out)
         for name, settings in wanted:
             row = rows[name, _said(settings)]
@@ -177,15 +226,15 @@ def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
     return {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
 
 
-def _try(
-    grid: Grid, out: Path, data: str, name: str, settings: Mapping[str, Any]
-) -> tuple[str, Row, Callable[[Row], Row]]:
+def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> tuple[str, Row, Callable[[Row], Row]]:
     assert grid.tries is not None
+    data, backbone = str(grid.tries.dataset), grid.tries.backbone  # filled in by `_together`
     folder = out / MODELS / f"try-{name}-{crc32(_said(settings).encode()):08x}"
-    given = {**settings, **grid.settings_of(name), **grid.tries.settings, "seed": 0}
-    if grid.backbones[0] != "auto":
-        given["backbone"] = grid.backbones[0]
-    job = {"validate": True, "data": data, "out": str(folder), "settings": given}
+    given = {**grid.settings_of(name), **grid.tries.settings, "seed": 0}
+    if backbone != "auto":
+        given["backbone"] = backbone
+    job: Row = {"validate": True, "data": data, "out": str(folder), "settings": given, "tried": settings}
+    job["unseen_classes"] = grid.unseen_classes
 
     def keep(measured: Row) -> Row:
         row = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": "", **measured}
@@ -230,10 +279,12 @@ class _Runner:
 
     def _one(self, job: Row, places: list[int], running: set[subprocess.Popen[str]]) -> Row:
         place = places.pop()
-        threads = str(max(1, (os.cpu_count() or 1) // self.parallel))
+        threads = str(max(1, own_cores() // self.parallel))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = str(place % self.devices)
+            # Those that this process may use: it may have been given some of the machine's alone.
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: self.devices]
+            environment["CUDA_VISIBLE_DEVICES"] = visible[place % len(visible)] or str(place % self.devices)
         process = subprocess.Popen(
             [sys.executable, "-m", "kedge.cell"],
             stdin=subprocess.PIPE,
@@ -312,11 +363,18 @@ def _append(path: Path, row: Row, key: Sequence[str]) -> None:
     """Add a row in place of one with the same key, and its columns where they are new; on disk when this returns."""
     rows = [known for known in _read(path) if any(str(known.get(part)) != str(row[part]) for part in key)]
     columns = list(dict.fromkeys([*_header(path), *row]))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*rows, row])
+    _write_whole(path, table.getvalue())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file in one step, on disk when this returns."""
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -1,5 +1,6 @@
 """Defaults: what the user left open is filled in by the loss's recipe, the backbone and the pictures."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,13 @@ USUAL_BRIGHTNESS = 0.4
 USUAL_SHARPENING = 1.5
 
 
-def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> TrainingConfig:
-    """Return the settings with every open one filled in; raise ConfigError for those that exclude each other."""
+def resolve(
+    config: TrainingConfig, recipe: LossRecipe, dataset: Dataset, tried: Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """Return the settings with every open one filled in; raise ConfigError for those that exclude each other.
+
+    tried: settings in place of the recipe's, which are fitted to the collection as those are.
+    """
     count, classes = len(dataset.train), len(dataset.classes)
     side = config.image_size or _usual_side(dataset.train)
     small = side <= SMALL_SIDE and not config.pretrained
@@ -50,16 +56,17 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     open_settings: dict[str, Any] = {"brightness": USUAL_BRIGHTNESS, **recipe.settings}
     if from_scratch and count <= FEW_PICTURES and epochs >= MANY_EPOCHS:
         open_settings |= {"brightness": USUAL_BRIGHTNESS, **recipe.few_picture_settings}
-    if "weight_decay" in open_settings:
-        open_settings["weight_decay"] *= min(1.0, CHOSEN_ON / max(1, count))
     if not from_scratch:
         open_settings["brightness"] = USUAL_BRIGHTNESS
-    if config.pretrained or not accepts_any_size(backbone):
+    by_recipe = not (config.pretrained or config.freeze_backbone) and accepts_any_size(backbone)
+    if not by_recipe:
         # Weight decay of 0.5 and a rate of 4e-3 are for small convolutional networks from scratch.
         open_settings |= {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}
     if config.freeze_backbone:
-        open_settings |= {"auxiliary": 0.0, "head": "linear", "optimizer": "adamw"}
-        open_settings |= {"learning_rate": 1e-3, "weight_decay": 0.05}
+        open_settings |= {"auxiliary": 0.0, "head": "linear", "learning_rate": 1e-3}
+    open_settings |= tried or {}
+    if by_recipe and "weight_decay" in open_settings:
+        open_settings["weight_decay"] *= min(1.0, CHOSEN_ON / max(1, count))
     open_settings |= {
         "backbone": backbone,
         "image_size": image_size,
@@ -79,6 +86,10 @@ def resolve(config: TrainingConfig, recipe: LossRecipe, dataset: Dataset) -> Tra
     elif (config.sharpening or 1.0) > 1.0:
         raise ConfigError("sharpening is for the embedding of cam-sphere: leave it out with other losses and features")
     given = config.model_dump(exclude_none=True)
+    if "dim" in given and recipe.build is not None:
+        if config.head == "none":
+            raise ConfigError('head = "none" makes embeddings of the pooled features as they are: leave --dim out')
+        open_settings["head"] = "linear"
     merged = {**open_settings, **given}
     if merged.get("head") == "none":
         merged.pop("dim")

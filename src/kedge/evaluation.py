@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.anchors import Anchors, nearest_anchors, squared_distances, unit_length
+from kedge.cores import own_cores
 from kedge.datasets import Dataset, Split, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, InputError
 from kedge.figures import FiledBy, Probes, Report, SearchFigures
 from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
 from kedge.model import Distance, Model
-from kedge.ranking import rank, ranking_threads
+from kedge.ranking import rank
 from kedge.runtime import Runtime
 from kedge.search import TwoStageIndex
 
@@ -290,7 +291,8 @@ def _ranked_blocks(setting: _Setting, ways: Sequence[_Way] = ()) -> Iterator[tup
     """Yield (rows of queries, [relevance by rank of exhaustive search, and of each truncated way]), block by block."""
     first_of = _first_equal(setting.gallery)
     size = max(1, BLOCK_PAIRS // max(1, len(setting.gallery)))
-    with ThreadPoolExecutor(ranking_threads()) as pool:
+    # Sorting leaves other threads free to run.
+    with ThreadPoolExecutor(own_cores()) as pool:
         for start in range(0, len(setting.queries), size):
             rows = slice(start, min(start + size, len(setting.queries)))
             queries = setting.queries[rows]

@@ -13,7 +13,7 @@ from kedge.datasets import PUBLISHED
 from kedge.errors import ConfigError, DatasetError, nearest_name
 from kedge.losses import loss_recipe
 
-__all__ = ["Cell", "Grid", "Shots", "Tries", "name_of"]
+__all__ = ["Cell", "Grid", "Shots", "Tries", "name_of", "place_of"]
 
 # What the grid itself says of a cell; settings leave it alone.
 BY_THE_GRID = ("loss", "backbone", "seed", "shots", "classes")
@@ -45,6 +45,8 @@ class Tries(_Closed):
     """How settings are chosen: each loss's tries, trained with seed 0 and compared by validation mAP."""
 
     dataset: str | None = None
+    """None: the first of the grid."""
+    backbone: str | None = None
     """None: the first of the grid."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of all tries, such as fewer epochs."""
@@ -151,5 +153,11 @@ class Grid(_Closed):
 
 
 def name_of(data: str) -> str:
-    """Return what a data set is called in tables: its name, or its folder's or list's."""
-    return data if data in PUBLISHED else Path(data).resolve().stem
+    """Return what a data set is called in tables: its name, its folder's, or that of its list without the suffix."""
+    place = Path(place_of(data))
+    return place.name if data in PUBLISHED or place.is_dir() else place.stem
+
+
+def place_of(data: str) -> str:
+    """Return a data set's name, or where its folder or list lies, whatever the working folder."""
+    return data if data in PUBLISHED else str(Path(data).resolve())

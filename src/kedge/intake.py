@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from kedge.anchors import Anchors
 from kedge.archives import Archive, find_member
+from kedge.cores import own_cores
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
@@ -112,7 +113,7 @@ class Intake:
         self.check(sources)
         sources = self._with_columns(sources)
         report = AddReport()
-        with ThreadPoolExecutor(os.cpu_count()) as readers:
+        with ThreadPoolExecutor(own_cores()) as readers:
             for start in range(0, len(sources), COMMIT_PICTURES):
                 part = sources.part(start, start + COMMIT_PICTURES)
                 self._table.refresh()

@@ -88,6 +88,8 @@ def add_class(model: Model | str | Path, name: str, pictures: Sequence[str | Pat
 def _margin(model: Model) -> float | None:
     """Return the radius kept for a class, in the space that is searched; None when the loss keeps none there."""
     trained = model.card.trained
+    if trained.get("features", "embedding") != "embedding":
+        return None
     if trained.get("loss") == "cam-sphere":
         return 1.0
     if trained.get("loss") == "cam" and model.card.distance == "l2":

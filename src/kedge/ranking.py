@@ -1,6 +1,5 @@
 """Rankings: the pictures of a gallery in the order of their squared distances to a query."""
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from kedge.keys import keys_of
 from kedge.runtime import has_gpu
 
-__all__ = ["nearest_first", "nearest_first_by_torch", "rank", "ranking_threads"]
+__all__ = ["nearest_first", "nearest_first_by_torch", "rank"]
 
 
 def rank(squared: npt.NDArray[np.float32], pool: ThreadPoolExecutor) -> Iterable[npt.NDArray[np.int64]]:
@@ -38,10 +37,3 @@ def nearest_first_by_torch(squared: npt.NDArray[np.float32], device: str) -> npt
         torch.from_numpy(np.abs(squared)).to(device).argsort(dim=1, stable=True).cpu().numpy()
     )
     return order
-
-
-def ranking_threads() -> int:
-    """Return how many queries to rank at once: sorting leaves other threads free to run."""
-    # Whoever runs several processes side by side says by this how many threads each may take.
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1

@@ -1,7 +1,6 @@
 """Runtime: what runs an encoder on this machine: ONNX Runtime, OpenVINO where it is faster, torch on a GPU."""
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from kedge.cores import own_cores
 from kedge.errors import InputError, MissingPartError, ModelError
 
 __all__ = ["Graph", "Precision", "Runtime", "best_runtime", "describe_runtime", "load_graph"]
@@ -43,7 +43,7 @@ def load_graph(path: Path, *, runtime: Runtime, precision: Precision, threads: i
         )
     load = _load_openvino if runtime == "openvino" else _load_onnxruntime
     try:
-        return load(path, precision, threads or os.cpu_count() or 1)
+        return load(path, precision, threads or own_cores())
     except ImportError as error:
         raise MissingPartError(f"the runtime needs {runtime}: pip install 'kedge[openvino]'") from error
     except Exception as error:  # the runtimes' own exceptions share no public base class

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,14 +43,16 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     evaluate: bool = True,
+    tried: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Model:
     """Train an embedding on labelled pictures and write it to the model folder `out`.
 
     data: a data set's name or a folder or list of labelled pictures. settings: see `TrainingConfig`. While it runs its
     state lies in `OUT.partial/`; `resume=True` goes on from there. `evaluate=False` leaves the test pictures alone:
-    the report then shows the training only. Raises InputError before anything is written,
-    DivergedError when the loss is not finite.
+    the report then shows the training only. tried: settings in place of the loss's own ones, fitted to the collection
+    as those are (smaller batches of few pictures, less weight decay of many). Raises InputError before anything is
+    written, DivergedError when the loss is not finite.
     """
     out = Path(out)
     config = TrainingConfig.of(settings)
@@ -59,8 +61,12 @@ def train(
     if out.exists():
         if resume:
             # Killed after the model was whole, before its unfinished self was cleared away.
+            model = Model.load(out)
+            given = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+            trained = {name: value for name, value in model.card.trained.items() if name in given}
+            _check_same(out, {name: given[name] for name in trained}, trained)
             shutil.rmtree(partial, ignore_errors=True)
-            return Model.load(out)
+            return model
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
     if partial.exists() and not resume:
         raise ModelError(f"{partial} holds an unfinished run: go on with --resume, or remove it first")
@@ -72,7 +78,7 @@ def train(
         max_classes=config.classes,
         validation_share=config.validation_share,
     )
-    resolved = resolve(config, recipe, dataset)
+    resolved = resolve(config, recipe, dataset, tried)
     network = _build_network(resolved, recipe, len(dataset.classes))
     _begin(partial, resolved, str(data), resume)
     for note in dataset.notes:
@@ -161,14 +167,18 @@ def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> 
     asked = json.loads(json.dumps({"data": data, **settings.model_dump()}))
     path = partial / SETTINGS_FILE
     if resume and path.is_file():
-        stored = json.loads(path.read_text("utf-8"))
-        changed = [name for name in asked if asked[name] != stored.get(name)]
-        if changed:
-            said = ", ".join(f"{name} was {stored.get(name)!r} and is {asked[name]!r}" for name in changed)
-            raise InputError(f"{partial} was begun with other settings ({said}): give the same, or remove it")
+        _check_same(partial, asked, json.loads(path.read_text("utf-8")))
         return
     partial.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asked, indent=2), "utf-8")
+
+
+def _check_same(folder: Path, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raise InputError when a run that goes on is asked for with other settings than it has."""
+    changed = [name for name in asked if asked[name] != stored.get(name)]
+    if changed:
+        said = ", ".join(f"{name} was {stored.get(name)!r} and is {asked[name]!r}" for name in changed)
+        raise InputError(f"{folder} was begun with other settings ({said}): give the same, or remove it")
 
 
 def _decode(split: Split, size: int, quiet: bool) -> LabelledBatches:

@@ -3,14 +3,12 @@
 import json
 import logging
 import math
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kedge.augmentation import Augmentation, mixed_up
 from kedge.config import TrainingConfig
+from kedge.cores import own_cores
 from kedge.datasets import Split
 from kedge.errors import DivergedError
 from kedge.losses import ClassAnchorMargin
@@ -69,10 +68,16 @@ class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
             return self
         return LabelledBatches(self.inputs.to(device), self.labels.to(device))
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all rows in blocks."""
-        for rows in torch.arange(len(self)).split(ENCODED_AT_ONCE):
-            yield self[rows]
+    def in_order(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all rows in blocks, or at most so many from all over."""
+        count = len(self)
+        rows = (
+            torch.arange(count)
+            if most is None or most >= count
+            else torch.linspace(0, count - 1, most, dtype=torch.float64).long()
+        )
+        for block in rows.split(ENCODED_AT_ONCE):
+            yield self[block]
 
 
 class PicturesOnDisk(LabelledBatches):
@@ -81,7 +86,7 @@ class PicturesOnDisk(LabelledBatches):
     Those that cannot be read are left out of their batch.
     """
 
-    workers = os.cpu_count() or 1
+    workers = own_cores()
 
     def __init__(self, split: Split, image_size: int) -> None:
         super().__init__(torch.empty(0), torch.from_numpy(split.labels))
@@ -341,7 +346,7 @@ def _validation_map(module: EmbeddingTraining, validation: LabelledBatches) -> f
     module.network.eval()
     vectors, labels = [], []
     with torch.inference_mode():
-        for inputs, own_labels in islice(validation.in_order(), MOST_VALIDATED // ENCODED_AT_ONCE):
+        for inputs, own_labels in validation.in_order(MOST_VALIDATED):
             moved = inputs.to(module.device)
             pooled = moved if module.augmentation is None else module.network.pool(moved)
             vectors.append(F.normalize(module.network.embed(pooled).float(), dim=1).cpu().numpy())
@@ -365,7 +370,8 @@ def _peak_memory() -> int:
 def _precision(settings: TrainingConfig) -> Any:
     chosen = settings.precision
     if chosen == "auto":
-        chosen = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen = "bfloat16" if able else "float32"
     return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[chosen]
 
 

@@ -114,6 +114,32 @@ def test_adaface_keeps_moving_averages_of_norms():
     assert float(loss.deviation) == pytest.approx(0.9 * 100 + 0.1 * float(norms.std()))
 
 
+def test_the_margin_of_arcface_is_an_angle_in_radians():
+    points, labels = drawn()
+    build = loss_recipe("arcface").build
+    torch.manual_seed(0)
+    loss = build(5, 8, TrainingConfig(margin=0.3, scale=10.0))
+    found = float(loss(points, labels).detach())
+    weights = loss.loss.W.detach().double().numpy().T
+    total = 0.0
+    for point, label in zip(points.detach().double().numpy(), labels.tolist(), strict=True):
+        cosines = [float(point @ w) / float(np.linalg.norm(point) * np.linalg.norm(w)) for w in weights]
+        cosines[label] = math.cos(math.acos(cosines[label]) + 0.3)
+        total += math.log(sum(math.exp(10 * c) for c in cosines)) - 10 * cosines[label]
+    assert found == pytest.approx(total / 12, rel=1e-4)
+
+
+def test_no_loss_tries_its_own_settings_twice():
+    for recipe in LOSSES.values():
+        if recipe.build:
+            optimisers, own, batches = recipe.tries()
+            kept = [{name: recipe.settings.get(name) for name in tried} for tried in own]
+            assert all(tried != usual for tried, usual in zip(own, kept, strict=True)), recipe.name
+            mine = {name: recipe.settings[name] for name in ("optimizer", "learning_rate", "weight_decay")}
+            assert any(mine.items() <= tried.items() for tried in optimisers)
+            assert batches == ({"batch_size": 50},)
+
+
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(ConfigError, match="arcface"):
         loss_recipe("arc-face")

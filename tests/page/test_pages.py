@@ -192,6 +192,16 @@ def test_precision_recall_is_drawn_to_scale():
     assert np.allclose(drawn, (precision - precision[-1]) / (precision[0] - precision[-1]), atol=1e-3)
 
 
+def test_shots_go_from_few_to_all_whatever_is_missing():
+    curves = {
+        "cam": {"full": (0.9, 0.0), "5": (0.2, 0.0)},
+        "center": {"10": (0.3, 0.0), "5": (0.1, 0.0), "20": (0.4, 0.0)},
+    }
+    drawn = plots.metric_by_shots(curves, ["cam", "center"], "shots")
+    places = [drawn.index(f">{shots}</text>") for shots in ("5", "10", "20", "full")]
+    assert places == sorted(places)
+
+
 def test_map_has_a_dot_for_each_picture_and_a_cross_for_each_anchor(measured):
     _, _, material = measured
     svg = plots.embedding_map(material.vectors, material.labels, material.classes, material.anchors)

@@ -1,6 +1,5 @@
 """Dataset and Split: labelled pictures, divided so that equal content never stands on both sides."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from kedge.cores import own_cores
 from kedge.errors import DatasetError, PictureError
 from kedge.picture import content_hash, read_for_encoder, square
 
@@ -269,7 +269,7 @@ def _check_classes(classes: Sequence[str], train: Sequence[_Row], membership: Ma
 
 def _parallel(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
     """Map in threads, in order: reading and decoding leave the interpreter's lock."""
-    with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:
+    with ThreadPoolExecutor(max_workers=min(32, own_cores() + 2)) as pool:
         # In blocks, so that a million pictures do not wait as a million futures.
         for start in range(0, len(items), 1024):
             yield from pool.map(function, items[start : start + 1024])

@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 
-# Every loss gets the same tries of optimiser, rate and decay, then as many of its main setting, then a smaller batch.
+# Every loss gets the same tries of optimiser, rate and decay, and its own ones where they are others; then as many of
+# its main setting, then a smaller batch.
 OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
     {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay, "batch_size": 100}
     for optimizer, rate, decay in (
@@ -65,7 +66,10 @@ class LossRecipe:
 
     def tries(self) -> tuple[tuple[Mapping[str, Any], ...], ...]:
         """Return the settings to try, stage by stage: the best of a stage is kept for the next."""
-        return (OPTIMISER_TRIES, self.own_tries, BATCH_TRIES) if self.build else ()
+        if not self.build:
+            return ()
+        own = {name: self.settings[name] for name in ("optimizer", "learning_rate", "weight_decay")}
+        return (*OPTIMISER_TRIES, {**own, "batch_size": 100}), self.own_tries, BATCH_TRIES
 
 
 def _class_anchor_margin(sphere: bool) -> Callable[[int, int, TrainingConfig], nn.Module]:
@@ -161,7 +165,7 @@ LOSSES: dict[str, LossRecipe] = {
             "Wen et al., ECCV 2016",
             _center,
             {**_RIVAL, "label_smoothing": 0.1, "scale": 0.01},
-            own_tries=({"scale": 0.001}, {"scale": 0.01}),
+            own_tries=({"scale": 0.001}, {"scale": 0.003}),
             classifies=True,
         ),
         LossRecipe(
@@ -178,7 +182,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1503.03832",
             _of_library("triplet"),
             {**_RIVAL, "learning_rate": 1e-3, "margin": 0.1},
-            own_tries=({"margin": 0.1}, {"margin": 0.5}),
+            own_tries=({"margin": 0.2}, {"margin": 0.5}),
         ),
         LossRecipe(
             "arcface",
@@ -221,7 +225,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:2003.13911",
             _of_library("proxy-anchor"),
             {**_SGD, "anchor_rate": 100.0, "weight_decay": 0.005, "scale": 16.0, "batch_size": 50},
-            own_tries=({"scale": 16.0}, {"anchor_rate": 10.0}),
+            own_tries=({"scale": 32.0}, {"anchor_rate": 10.0}),
         ),
         LossRecipe(
             "proxy-nca",

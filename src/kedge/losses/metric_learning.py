@@ -1,5 +1,6 @@
 """The losses of pytorch-metric-learning, with the settings that their authors recommend."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +46,9 @@ def metric_learning_loss(
         miner = with_margin(miners.TripletMarginMiner, 0.2, type_of_triplets="semihard")
         return MetricLearning(with_margin(losses.TripletMarginLoss, 0.2), miner)
     if name == "arcface":
-        # arXiv:1801.07698: a margin of 0.5 (28.6 degrees), scale 64.
-        return MetricLearning(with_margin(losses.ArcFaceLoss, 28.6, num_classes, dim, scale=scale or 64))
+        # arXiv:1801.07698: a margin of 0.5, scale 64. The library takes degrees.
+        degrees = 28.6 if margin is None else math.degrees(margin)
+        return MetricLearning(losses.ArcFaceLoss(num_classes, dim, margin=degrees, scale=scale or 64))
     if name == "cosface":
         # arXiv:1801.09414: margin 0.35, scale 64.
         return MetricLearning(with_margin(losses.CosFaceLoss, 0.35, num_classes, dim, scale=scale or 64))

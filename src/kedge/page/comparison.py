@@ -18,7 +18,7 @@ EXPLAINED = (
     "relevant when it has the query's class. mAP counts what was not returned as missed. Exhaustive search by L2 and "
     "by cosine; P@k, R@1 and two-stage search (filed by nearest, one anchor probed) by the model's own distance, "
     "the better of both on validation pictures; expanded: exhaustive by cosine, queries turned to the anchors of the "
-    "classes they look like. Percent, mean ± standard deviation over seeds."
+    "classes they look like. Percent, mean ± standard deviation of the seeds (divided by their number)."
 )
 
 
@@ -209,7 +209,7 @@ def _plots(rows: Sequence[Row]) -> str:
         )
     for number, (place, curves) in enumerate(by_place.items()):
         if any(len(curve) > 1 for curve in curves.values()):
-            drawn = plots.metric_by_shots(_in_order(curves), losses, f"shots{number}")
+            drawn = plots.metric_by_shots(curves, losses, f"shots{number}")
             figures.insert(number, (f"mAP against shots: {place}", drawn))
     drawn = "".join(
         f"<figure class='card'><figcaption><b>{escape(heading)}</b></figcaption>"
@@ -217,17 +217,6 @@ def _plots(rows: Sequence[Row]) -> str:
         for heading, svg in figures
     )
     return f"<div class='plots'>{drawn}</div>" if drawn else ""
-
-
-def _in_order(
-    curves: Mapping[str, Mapping[str, tuple[float, float]]],
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return the curves with their shots from few to many, `full` last."""
-
-    def place(shots: str) -> float:
-        return float("inf") if shots == "full" else int(shots)
-
-    return {loss: {shots: curve[shots] for shots in sorted(curve, key=place)} for loss, curve in curves.items()}
 
 
 def _spread(values: Sequence[float], digits: int = 1) -> str:

@@ -135,17 +135,22 @@ def precision_recall(precision: Sequence[float]) -> str:
 def metric_by_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], losses: Sequence[str], name: str) -> str:
     """Plot mAP (mean, deviation), shares, by shots: {loss: {shots: ...}}; each of `losses` has a colour of its own."""
     figure, axes = _axes(LARGE)
-    shots = list(dict.fromkeys(each for curve in curves.values() for each in curve))
+    shots = sorted({each for curve in curves.values() for each in curve}, key=_few_first)
     colours = dict(zip(losses, _colours(len(losses)), strict=True))
     for loss, curve in curves.items():
-        places = [shots.index(each) for each in curve]
-        means, deviations = (100 * np.array(values) for values in zip(*curve.values(), strict=True))
+        own = sorted(curve, key=_few_first)
+        places = [shots.index(each) for each in own]
+        means, deviations = (100 * np.array(values) for values in zip(*map(curve.__getitem__, own), strict=True))
         axes.errorbar(
             places, means, deviations, color=colours[loss], marker=".", linewidth=1.6, capsize=3, label=_plain(loss)
         )
     axes.set_xticks(range(len(shots)), shots)
     axes.set(xlabel="pictures a class to train on", ylabel="mAP, %")
     return _with_legend(figure, axes, name)
+
+
+def _few_first(shots: str) -> float:
+    return float("inf") if shots == "full" else int(shots)
 
 
 def metric_by_time(points: Mapping[str, tuple[float, float]], losses: Sequence[str], name: str) -> str:
