@@ -324,6 +324,7 @@ def test_tables_by_hand():
         row("read-out", 0, "full", 0.50, 0.50, 0, "softmax"),
     ]
     tables = comparison_tables(rows, {"cam": {"margin": 4.0}})
+    assert "## birds, net, all pictures (1 to 2 seeds, 7 queries, gallery of 11)" in tables
     assert "| cam | 62.0 ± 2.0 | 68.0 ± 2.0 |" in tables
     assert "| mAP (L2) | cam 62.0 | triplet 40.0 | 1.550 ± 0.050 | 0.633 ± 0.033 | +0.0 ± 0.0 |" in tables
     assert "| mAP (cosine) | cam 68.0 | triplet 52.0 | 1.308 ± 0.012 | 0.667 ± 0.014 | +0.0 ± 0.0 |" in tables

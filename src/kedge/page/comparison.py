@@ -40,8 +40,9 @@ class _Group:
     shots: str
 
     def seeds(self) -> str:
-        most = max(len(rows) for rows in self.by_loss.values())
-        return f"{most} seed{'s' * (most > 1)}"
+        counts = [len(rows) for rows in self.by_loss.values()]
+        said = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        return f"{said} seed{'s' * (max(counts) > 1)}"
 
 
 def comparison_tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> str:
