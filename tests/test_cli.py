@@ -125,6 +125,19 @@ def test_mistake_in_a_process_of_its_own(tmp_path):
     assert done.stderr.startswith("kedge: ")
 
 
+def test_a_place_that_cannot_be_written_is_one_line(place, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/mnt/full/gallery")
+
+    monkeypatch.setattr("kedge.Gallery.create", refuse)
+    monkeypatch.setattr(sys, "argv", ["kedge", "create", "/mnt/full/gallery", "--model", str(place / "model")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert said == "kedge: /mnt/full/gallery: Permission denied: check that it can be written and has room\n"
+
+
 def test_help_is_instant_and_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['kedge', '--help']\n"

@@ -58,6 +58,14 @@ def test_it_is_a_model_of_its_own(trained, small):
     assert kedge.evaluate(quantized, root / "photos").queries > 0
 
 
+def test_pictures_that_the_model_never_saw_are_no_measure(trained, tmp_path):
+    _, model = trained
+    draw_classes(tmp_path / "others", ["circle", "square", "cross"], each=24, size=32, seed=9)
+    with pytest.raises(DatasetError, match="give the data that it was trained with"):
+        kedge.quantize(model, tmp_path / "others", tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
 def test_mistakes_write_nothing(trained, small, tmp_path):
     root, model = trained
     with pytest.raises(ModelError, match="exists already"):

@@ -1,6 +1,7 @@
 """Pictures under a URL, in fsspec's own store in memory: listed, read, known again; what fails is named."""
 
 import io
+import json
 from datetime import UTC, datetime
 
 import fsspec
@@ -9,6 +10,7 @@ from PIL import Image
 
 import kedge
 from kedge import intake, stores
+from kedge.cli import main
 from kedge.errors import InputError, MissingPartError, PictureError
 from tests.models import colour_of, make_model
 
@@ -45,6 +47,14 @@ def test_a_url_is_added_as_a_folder_would_be(url, gallery, monkeypatch):
     assert (hit.path, hit.distance) == (rows[5]["path"], 0.0)
     monkeypatch.setattr(intake, "read_for_encoder", lambda *_, **__: pytest.fail("was read again"))
     assert gallery.add(url).unchanged == 12
+
+
+def test_the_command_takes_urls(url, gallery, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kedge", "add", str(gallery.folder), url, "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["added"] == 12
 
 
 def test_a_changed_file_and_one_picture_alone(url, gallery):

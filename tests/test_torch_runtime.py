@@ -45,7 +45,7 @@ def network(*, dim, on_sphere):
 
 @pytest.fixture
 def sharpened(tmp_path):
-    anchors = F.normalize(torch.randn(2, DIM), dim=1)
+    anchors = F.normalize(torch.randn(2, DIM, generator=torch.Generator().manual_seed(1)), dim=1)
     stored = StoredEmbedding(network(dim=DIM, on_sphere=True), "embedding", anchors=anchors, sharpening=1.5)
     return model_of(tmp_path / "model", stored, loss="cam-sphere", dim=DIM, sharpening=1.5)
 

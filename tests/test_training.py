@@ -18,7 +18,7 @@ from kedge.augmentation import mixed_up
 from kedge.config import TrainingConfig
 from kedge.defaults import resolve
 from kedge.encoder import Encoder
-from kedge.errors import ConfigError, DivergedError, InputError, ModelError
+from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError
 from kedge.losses import LOSSES, ClassAnchorMargin
 from kedge.network import Network, StoredEmbedding
 from kedge.torch_runtime import restore_network
@@ -60,6 +60,31 @@ def test_model_folder_is_whole_and_readable(trained):
     lines = trained.metrics()
     assert [line["epoch"] for line in lines] == [1, 2]
     assert {"loss", "attractor", "repeller", "norm_floor", "auxiliary", "validation_map"} <= set(lines[0])
+
+
+def test_whoever_may_read_the_card_may_read_the_model(trained):
+    modes = {path.stat().st_mode for path in trained.folder.iterdir()}
+    assert modes == {(trained.folder / "kedge.json").stat().st_mode}
+
+
+def test_pictures_left_out_are_named(photos, tmp_path, capsys):
+    rows = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+    missing = [f"{tmp_path}/gone{number}.png,circle" for number in range(25)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, *missing]))
+    kedge.train(tmp_path / "list.csv", tmp_path / "model", **{**FAST, "quiet": False, "epochs": 1})
+    said = capsys.readouterr()
+    assert "gone0.png: No such file" in said.out + said.err
+    assert "left out 5 more" in said.out + said.err
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, f"{tmp_path}/gone.png,ring"]))
+    with pytest.raises(DatasetError, match=r"class 'ring' has no training picture .*gone\.png: No such file"):
+        kedge.train(tmp_path / "list.csv", tmp_path / "other", **FAST)
+
+
+def test_one_picture_a_class_to_validate_on_has_no_map(tmp_path):
+    draw_classes(tmp_path / "photos", ["circle", "square"], each=4, size=32, seed=0)
+    model = kedge.train(tmp_path / "photos", tmp_path / "model", **FAST)
+    assert [line.get("validation_map") for line in model.metrics()] == [None, None]
+    assert "NaN" not in (model.folder / "metrics.jsonl").read_text()
 
 
 def test_held_out_pictures_calibrate_what_is_known(trained, photos):
@@ -263,7 +288,27 @@ def test_shots_train_on_few_and_search_all(photos, tmp_path):
     assert kedge.evaluate(model, photos).gallery == len(dataset.gallery) > 15
 
 
-def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
+def wait_for_epochs(process, log, count):
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= count) and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.01)
+
+
+def test_an_interrupt_is_told_and_can_be_resumed(photos, tmp_path):
+    command = [sys.executable, "-m", "kedge", "train", str(photos), "--out", str(tmp_path / "model")]
+    command += ["--image-size", "32", "--batch-size", "16", "--epochs", "500"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_epochs(process, tmp_path / "model.partial" / "metrics.jsonl", 2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what was finished is kept" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "model.partial" / "resume.ckpt").is_file()
+
+
+def test_killed_run_resumes_to_the_same_end(photos, tmp_path, monkeypatch):
     settings = {**FAST, "epochs": 8, "seed": 3, "mixup": 1.0}
     whole = kedge.train(photos, tmp_path / "whole", **settings)
     code = "import json, sys, kedge; kedge.train(**json.loads(sys.argv[1]))"
@@ -271,10 +316,9 @@ def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code, call])
     partial = tmp_path / "killed.partial"
     log = partial / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
+    wait_for_epochs(process, log, 3)
+    with pytest.raises(InputError, match="another run writes"):
+        kedge.train(photos, tmp_path / "killed", resume=True, **settings)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed").exists()
@@ -289,6 +333,10 @@ def test_killed_run_resumes_to_the_same_end(photos, tmp_path):
     assert not partial.exists()
     again = kedge.train(photos, tmp_path / "killed", resume=True, **settings)
     assert again.fingerprint == resumed.fingerprint
+    monkeypatch.chdir(photos)
+    assert kedge.train(".", tmp_path / "killed", resume=True, **settings).fingerprint == resumed.fingerprint
+    with pytest.raises(InputError, match="data was"):
+        kedge.train("digits", tmp_path / "killed", resume=True, **settings)
     with pytest.raises(InputError, match="loss was 'cam-sphere' and is 'arcface'"):
         kedge.train(photos, tmp_path / "killed", resume=True, **{**settings, "loss": "arcface"})
 

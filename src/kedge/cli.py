@@ -64,13 +64,19 @@ def main() -> None:
             raise
         print(f"kedge: this needs {error.name}: pip install 'kedge[train]'", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("kedge: stopped; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer's for Ctrl-C, of which it says nothing.
+        if end.code == 130:
+            print("kedge: stopped; what was finished is kept (`kedge train` goes on with --resume)", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing is wrong.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"kedge: {where}{error.strerror or error}: check that it can be written and has room", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()
@@ -297,7 +303,8 @@ def create(
 def add(
     gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
     paths: Annotated[
-        list[Path], typer.Argument(help="Folders, archives, pictures, lists (CSV, Parquet), or embeddings (Parquet).")
+        list[str],
+        typer.Argument(help="Folders, archives, pictures, their URLs, lists (CSV, Parquet), or embeddings (Parquet)."),
     ],
     labels: Annotated[str, typer.Option(help="folder, none, or a list (CSV, Parquet) of path,label.")] = "folder",
     file_by: Annotated[str, typer.Option(help="nearest: the nearest anchor; label: the label's anchor.")] = "nearest",
@@ -430,7 +437,8 @@ def duplicates(
             print(f"      {key}  {path or '-'}")
     if not json_:
         spare = sum(len(group.ids) - 1 for group in groups)
-        print(f"{len(groups)} groups, {spare} pictures more than needed" + (f"; page {html}" if html else ""))
+        page = f"; page {html}" if html else ""
+        print(f"{len(groups)} groups, {spare} pictures that may be left out after a look{page}")
 
 
 @app.command()

@@ -28,9 +28,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from kedge.cores import own_cores
-from kedge.datasets import PUBLISHED
+from kedge.datasets import PUBLISHED, place_of
 from kedge.errors import ConfigError, InputError, KedgeError
-from kedge.grid import Cell, Grid, Shots, Tries, name_of, place_of
+from kedge.grid import Cell, Grid, Shots, Tries, name_of
 from kedge.losses import loss_recipe
 from kedge.page import comparison_page, comparison_tables
 

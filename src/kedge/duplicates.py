@@ -4,23 +4,28 @@ Two 64-bit hashes that differ in at most b bits agree in one of b + 1 parts of t
 with an equal part are compared (multi-index hashing: Norouzi, Punjani and Fleet, CVPR 2012).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from kedge.errors import InputError
 
-__all__ = ["MOST_BITS", "DuplicateGroup", "duplicate_groups", "near_pairs"]
+__all__ = ["MOST_BITS", "DuplicateGroup", "alike_to_the_eye", "duplicate_groups", "near_pairs"]
 
 Rows = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
 
 HASH_BITS, MOST_BITS = 64, 16
 _BLOCK = 1 << 21
+# Mean difference of two pictures of SEEN x SEEN pixels, of 255. A picture saved again in another size or format was
+# within 6 of itself; others of its class whose hashes are near by chance were 40 and more apart.
+SEEN, MOST_APART = 16, 20.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class DuplicateGroup:
     """Pictures that show the same: ids, paths and labels in the gallery's order, two or more.
 
     kind: "exact" for equal content (of vectors under several ids; a gallery stores a picture's content once), "near"
-    for the others. distance: the largest Euclidean distance between the first picture's embedding and another's.
+    for the others. distance: no other's embedding lies farther from the first picture's, Euclidean.
     """
 
     kind: Literal["exact", "near"]
@@ -90,8 +95,8 @@ def duplicate_groups(
 ) -> list[DuplicateGroup]:
     """Return the groups of rows that duplicate each other, the largest first.
 
-    Rows are joined when their contents are equal, or when their hashes differ in at most `bits` bits and their
-    embeddings, (n, d), lie within `distance`; a row without a hash only by its content.
+    Each row of a group duplicates its first: their contents are equal, or their hashes differ in at most `bits` bits
+    and their embeddings, (n, d), lie within `distance`; a row without a hash only by its content.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -121,22 +126,67 @@ def duplicate_groups(
     sizes = np.bincount(component)
     ends = np.cumsum(sizes)
     groups = []
-    for number in np.argsort(-sizes, kind="stable"):
-        if sizes[number] < 2:
-            break
-        rows = order[ends[number] - sizes[number] : ends[number]]
-        far = _distances(vectors, np.column_stack([np.full(len(rows), rows[0]), rows])).max()
-        kind: Literal["exact", "near"] = "exact" if len({contents[row] for row in rows}) == 1 else "near"
-        groups.append(
-            DuplicateGroup(
-                kind,
-                tuple(ids[row] for row in rows),
-                tuple(paths[row] for row in rows),
-                tuple(labels[row] for row in rows),
-                float(far),
+    for number in np.flatnonzero(sizes > 1):
+        rest = order[ends[number] - sizes[number] : ends[number]]
+        # Chains of near pairs can lead far from where they begin.
+        while len(rest) > 1:
+            apart = _distances(vectors, np.column_stack([np.full(len(rest), rest[0]), rest]))
+            equal = np.asarray([contents[row] == contents[rest[0]] for row in rest], dtype=np.bool_)
+            own = equal | (_near(hashes, rest, bits) & (apart <= distance))
+            rows, far, rest = rest[own], apart[own].max(), rest[~own]
+            if len(rows) > 1:
+                groups.append(
+                    DuplicateGroup(
+                        "exact" if equal[own].all() else "near",
+                        tuple(ids[row] for row in rows),
+                        tuple(paths[row] for row in rows),
+                        tuple(labels[row] for row in rows),
+                        float(far),
+                    )
+                )
+    return sorted(groups, key=lambda group: -len(group.ids))
+
+
+def alike_to_the_eye(groups: Sequence[DuplicateGroup], thumbnails: Mapping[str, bytes]) -> list[DuplicateGroup]:
+    """Return the groups without the pictures that look unlike their first, by thumbnails (JPEG) by id.
+
+    Hashes are of greys and embeddings of classes: pictures of a class may be near by both and show other things. What
+    has no thumbnail, or is of equal content, stays.
+    """
+    kept = []
+    for group in groups:
+        first = thumbnails.get(group.ids[0])
+        if group.kind == "near" and first is not None:
+            seen = _seen(first)
+            shown = (thumbnails.get(key) for key in group.ids)
+            alike = [jpeg is None or float(np.abs(_seen(jpeg) - seen).mean()) <= MOST_APART for jpeg in shown]
+            group = replace(
+                group,
+                ids=tuple(compress(group.ids, alike)),
+                paths=tuple(compress(group.paths, alike)),
+                labels=tuple(compress(group.labels, alike)),
             )
-        )
-    return groups
+        if len(group.ids) > 1:
+            kept.append(group)
+    return sorted(kept, key=lambda group: -len(group.ids))
+
+
+def _seen(jpeg: bytes) -> npt.NDArray[np.float32]:
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        small = picture.convert("RGB").resize((SEEN, SEEN), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32)
+
+
+def _near(hashes: Sequence[int | None], rows: Rows, bits: int) -> npt.NDArray[np.bool_]:
+    """Tell which rows' hashes differ from the first one's in at most so many bits; none does where there is no hash."""
+    first = hashes[rows[0]]
+    return np.asarray(
+        [
+            first is not None and other is not None and ((first ^ other) & (1 << HASH_BITS) - 1).bit_count() <= bits
+            for other in (hashes[row] for row in rows)
+        ],
+        dtype=np.bool_,
+    )
 
 
 def _equal_contents(contents: Sequence[str]) -> Pairs:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from kedge.anchors import Anchors
 from kedge.errors import WorkError
@@ -44,7 +44,8 @@ def export_encoder(stored: StoredEmbedding, folder: Path, image_size: int) -> No
         )
         expected = stored(pictures).numpy()
     _check_graph(path, pictures.numpy(), expected)
-    save_file({name: tensor.contiguous() for name, tensor in stored.state_dict().items()}, folder / WEIGHTS)
+    # Not by `save_file`, which lets nobody but its owner read the file.
+    (folder / WEIGHTS).write_bytes(save({name: tensor.contiguous() for name, tensor in stored.state_dict().items()}))
 
 
 def _check_graph(path: Path, pictures: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from kedge.calibration import nearest_anchor_distances
 from kedge.checksums import Checksums, Damage
 from kedge.disk_search import DiskIndex
-from kedge.duplicates import DuplicateGroup, duplicate_groups
+from kedge.duplicates import DuplicateGroup, alike_to_the_eye, duplicate_groups
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, WorkError
 from kedge.export_gallery import ExportFormat, export_rows
@@ -386,15 +386,16 @@ class Gallery:
     def duplicates(self, *, bits: int = 4, distance: float | None = None) -> list[DuplicateGroup]:
         """Return groups of pictures that show the same, the largest group first.
 
-        Pictures are near when their perceptual hashes differ in at most `bits` of 64 bits, and their embeddings lie
-        within `distance` of each other: half the median distance of a picture to its anchor, if none is given.
+        Pictures are near when their perceptual hashes differ in at most `bits` of 64 bits, their embeddings lie within
+        `distance` of each other (half the median distance of a picture to its anchor, if none is given), and their
+        thumbnails look alike. In a group all are near the first.
         """
         self._table.refresh()
         rows = self._table.read(["id", "path", "label", "content_hash", "perceptual_hash", "rho"])
         if not len(rows):
             return []
         vectors = np.concatenate(list(self._table.embeddings()))
-        return duplicate_groups(
+        groups = duplicate_groups(
             rows["id"].to_pylist(),
             rows["path"].to_pylist(),
             rows["label"].to_pylist(),
@@ -404,6 +405,8 @@ class Gallery:
             bits=bits,
             distance=float(np.median(rows["rho"].to_numpy())) / 2 if distance is None else distance,
         )
+        near = [key for group in groups if group.kind == "near" for key in group.ids]
+        return alike_to_the_eye(groups, self.thumbnails(near))
 
     def export(self, path: str | Path, to: ExportFormat) -> int:
         """Write all vectors, and what is said of them, to a file that is not there yet; return how many.

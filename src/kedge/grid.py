@@ -9,11 +9,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kedge.config import TrainingConfig
-from kedge.datasets import PUBLISHED
+from kedge.datasets import PUBLISHED, place_of
 from kedge.errors import ConfigError, DatasetError, nearest_name
 from kedge.losses import loss_recipe
 
-__all__ = ["Cell", "Grid", "Shots", "Tries", "name_of", "place_of"]
+__all__ = ["Cell", "Grid", "Shots", "Tries", "name_of"]
 
 # What the grid itself says of a cell; settings leave it alone.
 BY_THE_GRID = ("loss", "backbone", "seed", "shots", "classes")
@@ -156,8 +156,3 @@ def name_of(data: str) -> str:
     """Return what a data set is called in tables: its name, its folder's, or that of its list without the suffix."""
     place = Path(place_of(data))
     return place.name if data in PUBLISHED or place.is_dir() else place.stem
-
-
-def place_of(data: str) -> str:
-    """Return a data set's name, or where its folder or list lies, whatever the working folder."""
-    return data if data in PUBLISHED else str(Path(data).resolve())

@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from kedge.datasets import Dataset, Split
+from kedge.datasets import Split
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, MissingPartError, ModelError
 from kedge.evaluation import encode_split, exhaustive_scores, load_for
@@ -47,15 +47,27 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
     if opened.card.precision != "float32":
         raise ModelError(f"{opened.folder} is {opened.card.precision} already: give the model it was made from")
     dataset = load_for(opened, data)
-    name, queries = ("validation", dataset.validation) if len(dataset.validation) else ("test", dataset.test)
-    if not len(queries) or not len(dataset.train):
-        raise DatasetError(f"{dataset.name} has no pictures to measure what quantization costs: give the training data")
+    # Pictures that the model never saw are divided anew, and are neither.
+    known = opened.splits()
+    seen = {split: getattr(dataset, split) for split in ("train", "validation", "test")}
+    if known:
+        seen = {
+            name: split[np.flatnonzero([known.get(content) == name for content in split.hashes])]
+            for name, split in seen.items()
+        }
+    name = "validation" if len(seen["validation"]) else "test"
+    queries, shown = seen[name], seen["train"]
+    if not len(queries) or not len(shown):
+        raise DatasetError(
+            f"{dataset.name} lacks pictures that {opened.folder} was trained on, or was held back from: give the data "
+            "that it was trained with"
+        )
     stage = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
     shutil.copytree(opened.folder, stage)
     try:
-        write_int8_graph(opened, dataset.train, stage / ENCODER)
+        write_int8_graph(opened, shown, stage / ENCODER)
         small = Model.load(stage)
-        found = (_map(each, dataset, queries) for each in (opened, small))
+        found = (_map(each, shown, queries) for each in (opened, small))
         cost = Quantized(name, min(len(queries), MOST_QUERIES), *found)
         scores = {**opened.card.scores, "int8": {f"{name}_map": cost.map_int8, f"{name}_map_float32": cost.map_float32}}
         scores.pop("test", None)  # measured with the other graph
@@ -117,10 +129,10 @@ def _shown(split: Split, size: int) -> Iterator[npt.NDArray[np.uint8]]:
     yield from np.array_split(pixels, max(1, len(pixels) // 32))
 
 
-def _map(model: Model, dataset: Dataset, queries: Split) -> float:
+def _map(model: Model, searched: Split, queries: Split) -> float:
     encoder = Encoder(model)
     asked, labels, _ = encode_split(encoder, _spread(queries, MOST_QUERIES))
-    gallery, gallery_labels, _ = encode_split(encoder, _spread(dataset.train, MOST_SEARCHED))
+    gallery, gallery_labels, _ = encode_split(encoder, _spread(searched, MOST_SEARCHED))
     return round(exhaustive_scores(asked, labels, gallery, gallery_labels, model.card.distance)[0], 4)
 
 

@@ -4,12 +4,14 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,9 +19,9 @@ from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
 from kedge.calibration import Calibration
 from kedge.config import TrainingConfig
-from kedge.datasets import Dataset, Split, load_dataset
+from kedge.datasets import Dataset, Split, load_dataset, place_of
 from kedge.defaults import resolve
-from kedge.errors import ConfigError, DatasetError, InputError, ModelError
+from kedge.errors import ConfigError, DatasetError, InputError, ModelError, PictureError
 from kedge.evaluation import evaluate_dataset, exhaustive_scores
 from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
@@ -32,6 +34,8 @@ from kedge.training_loop import EmbeddingTraining, LabelledBatches, PicturesOnDi
 __all__ = ["train"]
 
 SETTINGS_FILE = "settings.json"
+# Pictures that cannot be read are named up to so many.
+MOST_NAMED = 20
 # Decoded pictures beyond this are read from disk batch by batch.
 MOST_IN_MEMORY = 4 << 30
 
@@ -62,9 +66,9 @@ def train(
         if resume:
             # Killed after the model was whole, before its unfinished self was cleared away.
             model = Model.load(out)
-            given = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-            trained = {name: value for name, value in model.card.trained.items() if name in given}
-            _check_same(out, {name: given[name] for name in trained}, trained)
+            asked = {"data": place_of(data), **config.model_dump(mode="json", exclude_unset=True, exclude_none=True)}
+            trained = model.card.trained
+            _check_same(out, {name: value for name, value in asked.items() if name in trained}, trained)
             shutil.rmtree(partial, ignore_errors=True)
             return model
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
@@ -80,52 +84,55 @@ def train(
     )
     resolved = resolve(config, recipe, dataset, tried)
     network = _build_network(resolved, recipe, len(dataset.classes))
-    _begin(partial, resolved, str(data), resume)
-    for note in dataset.notes:
-        _say(note, quiet)
+    with _begin(partial, resolved, place_of(data), resume):
+        for note in dataset.notes:
+            _say(note, quiet)
+        _say_left_out(dataset.skipped, quiet)
+        if not len(dataset.test):
+            _say("no picture is left to test on: nothing will be measured", quiet or not evaluate)
 
-    training_pictures = _decode(dataset.train, resolved.image_size or 0, quiet)
-    validation_pictures = _decode(dataset.validation, resolved.image_size or 0, quiet)
-    loss = _train_network(
-        network, recipe, resolved, dataset, training_pictures, validation_pictures, partial, resume, quiet
-    )
-    stage = partial / "model"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    stored = StoredEmbedding(
-        network,
-        resolved.features,
-        classifier=_classifier(loss, resolved),
-        anchors=_sphere_anchors(loss, resolved),
-        sharpening=resolved.sharpening or 1.0,
-    )
-    stored.to(training_device()).eval()
-    if resolved.features == "joint":
-        network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
-    encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
-    distance, scores = _choose_distance(resolved, recipe, held_out, encoded)
-    anchors = _anchors(dataset.classes, loss, recipe, resolved, encoded, distance)
-    calibration = _calibrate(held_out, anchors, distance)
-    export_encoder(stored, stage, resolved.image_size or 0)
-    _write_splits(stage, dataset)
-    if (partial / METRICS).is_file():
-        shutil.copy(partial / METRICS, stage / METRICS)
-    trained = {"data": str(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
-    card = ModelCard(
-        kedge_version=version("kedge"),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        classes=anchors.names,
-        dim=anchors.dim,
-        distance=distance,
-        preprocessing=Preprocessing(image_size=resolved.image_size or 0),
-        trained=trained,
-        scores=scores,
-        anchor_distances=calibration.quantiles if calibration else None,
-    )
-    write_card(stage, card, anchors)
-    _say("evaluating on the test pictures", quiet or not evaluate or not len(dataset.test))
-    _report(stage, dataset, evaluate)
-    stage.rename(out)
+        training_pictures = _decode(dataset.train, resolved.image_size or 0, quiet)
+        validation_pictures = _decode(dataset.validation, resolved.image_size or 0, quiet)
+        loss = _train_network(
+            network, recipe, resolved, dataset, training_pictures, validation_pictures, partial, resume, quiet
+        )
+        stage = partial / "model"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+        stored = StoredEmbedding(
+            network,
+            resolved.features,
+            classifier=_classifier(loss, resolved),
+            anchors=_sphere_anchors(loss, resolved),
+            sharpening=resolved.sharpening or 1.0,
+        )
+        stored.to(training_device()).eval()
+        if resolved.features == "joint":
+            network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
+        encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
+        distance, scores = _choose_distance(resolved, recipe, held_out, encoded)
+        anchors = _anchors(dataset.classes, loss, recipe, resolved, encoded, distance)
+        calibration = _calibrate(held_out, anchors, distance)
+        export_encoder(stored, stage, resolved.image_size or 0)
+        _write_splits(stage, dataset)
+        if (partial / METRICS).is_file():
+            shutil.copy(partial / METRICS, stage / METRICS)
+        trained = {"data": place_of(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
+        card = ModelCard(
+            kedge_version=version("kedge"),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            classes=anchors.names,
+            dim=anchors.dim,
+            distance=distance,
+            preprocessing=Preprocessing(image_size=resolved.image_size or 0),
+            trained=trained,
+            scores=scores,
+            anchor_distances=calibration.quantiles if calibration else None,
+        )
+        write_card(stage, card, anchors)
+        _say("evaluating on the test pictures", quiet or not evaluate or not len(dataset.test))
+        _report(stage, dataset, evaluate)
+        stage.rename(out)
     shutil.rmtree(partial)
     return Model.load(out)
 
@@ -162,15 +169,19 @@ def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch
     return next(module for module in loss.modules() if isinstance(module, torch.nn.Linear))
 
 
-def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> None:
-    """Make the folder of the unfinished run, or check that it is this run that goes on."""
+def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> AbstractContextManager[Any]:
+    """Make the folder of the unfinished run, or check that it is this run that goes on, and keep others out of it."""
     asked = json.loads(json.dumps({"data": data, **settings.model_dump()}))
     path = partial / SETTINGS_FILE
     if resume and path.is_file():
         _check_same(partial, asked, json.loads(path.read_text("utf-8")))
-        return
     partial.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(partial / ".lock").acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(f"another run writes to {partial}: wait for it, or choose another --out") from error
     path.write_text(json.dumps(asked, indent=2), "utf-8")
+    return lock
 
 
 def _check_same(folder: Path, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
@@ -186,9 +197,15 @@ def _decode(split: Split, size: int, quiet: bool) -> LabelledBatches:
     if 3 * size * size * len(split) > MOST_IN_MEMORY:
         return PicturesOnDisk(split, size)
     decoded = split.decode(size)
-    for failure in decoded.failures:
-        _say(f"left out {failure}", quiet)
+    _say_left_out(decoded.failures, quiet)
     return LabelledBatches(torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels))
+
+
+def _say_left_out(failures: Sequence[PictureError], quiet: bool) -> None:
+    for failure in failures[:MOST_NAMED]:
+        _say(f"left out {failure}", quiet)
+    if len(failures) > MOST_NAMED:
+        _say(f"left out {len(failures) - MOST_NAMED} more", quiet)
 
 
 def _train_network(

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import signal
 import sys
 import time
 import warnings
@@ -254,7 +255,9 @@ class _EpochLog(Callback):
         line["seconds"] = round(time.perf_counter() - self.began, 3)
         line["memory_mb"] = _peak_memory()
         if self.validation is not None:
-            line["validation_map"] = _validation_map(module, self.validation)
+            found = _validation_map(module, self.validation)
+            if math.isfinite(found):  # with one picture a class there is none
+                line["validation_map"] = found
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if not self.quiet:
@@ -335,7 +338,14 @@ def fit(
             ],
         )
         last = checkpoint if resume and checkpoint.is_file() else None
-        trainer.fit(training, loader, ckpt_path=last, weights_only=True)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(training, loader, ckpt_path=last, weights_only=True)
+        except SystemExit:
+            # Lightning's for Ctrl-C, after which it lets no other through.
+            if not trainer.interrupted:
+                raise
+            signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
         raise KeyboardInterrupt
 

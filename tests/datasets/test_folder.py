@@ -24,6 +24,13 @@ def test_train_and_test_folders(tmp_path):
     assert all("/test/" in path for path in dataset.test.paths)
 
 
+def test_split_folders_are_known_in_any_spelling(tmp_path):
+    draw_into(tmp_path / "Train", each=10)
+    draw_into(tmp_path / "TEST", each=3, seed=1)
+    dataset = load_dataset(tmp_path)
+    assert (dataset.classes, len(dataset.gallery), len(dataset.test)) == (("ant", "bee"), 20, 6)
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_validation_folder(name, tmp_path):
     draw_into(tmp_path / "train")

@@ -18,6 +18,7 @@ __all__ = [
     "SplitName",
     "cache_folder",
     "load_dataset",
+    "place_of",
     "read_columns",
 ]
 
@@ -53,6 +54,11 @@ def load_dataset(
         validation_share=validation_share,
         membership=membership or {},
     )
+
+
+def place_of(data: str | Path) -> str:
+    """Return a published set's name, or where a folder or list lies, whatever the working folder."""
+    return str(data) if str(data) in PUBLISHED else str(Path(data).resolve())
 
 
 def _list(data: str | Path) -> Listing:

@@ -148,7 +148,7 @@ def divide(
         notes.append(f"{both} training pictures stand among the test or validation pictures too: left out of training")
     train = [row for row in train if row.content not in tested and row.content not in held_out]
     validation = [row for row in rows if row.split == "validation" and row.content not in tested]
-    _check_classes(classes, train, membership)
+    _check_classes(classes, train, membership, _reasons(listed, skipped, notes))
     if not held_out:
         train, validation = _take(train, validation_share, seed + 1, most=shots)
     gallery = [row for row in rows if row.split in ("train", "validation") and row.content not in tested]
@@ -253,13 +253,23 @@ def _shuffled(contents: Sequence[str], seed: int) -> list[str]:
     return [contents[position] for position in order]
 
 
-def _check_classes(classes: Sequence[str], train: Sequence[_Row], membership: Mapping[str, SplitName]) -> None:
+def _reasons(listed: Sequence[Listed], skipped: Sequence[PictureError], notes: Sequence[str]) -> dict[str, str]:
+    """Return by class why pictures of it are left out: the first that cannot be read, else what is noted of all."""
+    reasons = dict.fromkeys((row.label for row in listed), notes[0]) if notes else {}
+    label_of = {row.path: row.label for row in listed}
+    return reasons | {label_of[failure.path]: str(failure) for failure in reversed(skipped)}
+
+
+def _check_classes(
+    classes: Sequence[str], train: Sequence[_Row], membership: Mapping[str, SplitName], reasons: Mapping[str, str]
+) -> None:
     # Copies of one picture count once: they have nothing else to be compared with.
     counts = Counter(label for label, _ in {(row.label, row.content) for row in train})
     for name in classes:
         if counts[name] == 0:
+            why = f" ({reasons[name]})" if name in reasons else ""
             raise DatasetError(
-                f"class '{name}' has no training picture that can be used: add some, or remove the class"
+                f"class '{name}' has no training picture that can be used{why}: add some, or remove the class"
             )
         if counts[name] == 1 and not membership:
             raise DatasetError(

@@ -25,8 +25,9 @@ def list_folder(root: Path) -> Listing:
         return list_tiny_imagenet(root)
     name = root.resolve().name
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    if (root / "train").is_dir():
-        divided = [(entry, SPLIT_FOLDERS[entry.name]) for entry in folders if entry.name in SPLIT_FOLDERS]
+    # Whatever its spelling: Train/ beside Test/ would be two classes.
+    divided = [(entry, SPLIT_FOLDERS[entry.name.lower()]) for entry in folders if entry.name.lower() in SPLIT_FOLDERS]
+    if "train" in (split for _, split in divided):
         rows = [row for entry, split in divided for row in _list_classes(entry, split)]
         classes = {entry.name for top, _ in divided for entry in _class_folders(top)}
     else:
@@ -41,6 +42,7 @@ def list_folder(root: Path) -> Listing:
 def _list_classes(root: Path, split: SplitName | None) -> Iterator[Listed]:
     _refuse_loose_pictures(root)
     for entry in _class_folders(root):
+        next(entry.iterdir(), None)  # tells of one that cannot be read, which is passed over otherwise
         yield from (Listed(str(path), entry.name, split) for path in find_pictures(entry))
 
 

@@ -65,7 +65,7 @@ def comparison_page(title: str, rows: Sequence[Row], chosen: Mapping[str, Mappin
             for row in table.rows
         )
         parts.append(
-            f"<h2>{escape(table.heading)}</h2><div class='scroll card'><table><thead><tr>{heads}</tr></thead>"
+            f"<h2>{escape(table.heading)}</h2><div class='scroll wide card'><table><thead><tr>{heads}</tr></thead>"
             f"<tbody>{lines}</tbody></table></div>"
         )
     return frame(title, "\n".join(parts))

@@ -16,7 +16,7 @@ def duplicates_page(groups: Sequence[DuplicateGroup], thumbnails: Mapping[str, b
     head = "<h1>Duplicates</h1>\n"
     if groups:
         more = f" The first {MOST_SHOWN} are shown." if len(groups) > MOST_SHOWN else ""
-        head += f"<p class='soft'>{len(groups)} groups, {spare} pictures more than needed.{more}</p>"
+        head += f"<p class='soft'>{len(groups)} groups, {spare} pictures that may be left out after a look.{more}</p>"
     else:
         head += "<p class='soft'>No two pictures show the same.</p>"
     sections = [_group(number, group, thumbnails) for number, group in enumerate(groups[:MOST_SHOWN], start=1)]

@@ -28,6 +28,8 @@ p { margin:6px 0; max-width:70ch } a { color:var(--accent) }
 .figures { display:grid; grid-template-columns:repeat(auto-fit, minmax(150px, 1fr)); gap:14px; margin:22px 0 }
 .figures b { display:block; font-size:2rem; line-height:1.15; font-weight:650; font-variant-numeric:tabular-nums }
 .scroll { overflow-x:auto }
+@media (min-width:1180px) { .wide { width:max-content; min-width:100%; max-width:calc(100vw - 40px); position:relative;
+  left:50%; transform:translateX(-50%) } }
 table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-numeric:tabular-nums }
 th, td { text-align:right; padding:6px 10px; border-bottom:1px solid var(--line); white-space:nowrap }
 th:first-child, td:first-child { text-align:left } thead th { color:var(--soft); font-weight:560 }
