@@ -92,6 +92,8 @@ def report_page(model: Model, report: Report | None, material: ReportMaterial | 
     ]
     if report:
         parts += [_headline(report), _protocol(report), _search_table(report)]
+    else:
+        parts.append("<p>Not measured on test pictures: <code>kedge evaluate</code> does it, where there are some.</p>")
     parts.append(_plots(model, report, material))
     if report and material:
         parts.append(_classes(report, material))
