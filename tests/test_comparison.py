@@ -127,7 +127,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
 
     monkeypatch.setattr(comparison._Runner, "_one", scored)
     given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 1}
-    grid = comparison._together(tmp_path, Grid.of(given))
+    grid = Grid.of(given).after(None)
     runner, out = comparison._Runner(1, 0, lambda *_: None), tmp_path
     chosen = comparison._choose_settings(grid, out, runner)
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}

@@ -28,9 +28,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from kedge.cores import own_cores
-from kedge.datasets import PUBLISHED, place_of
+from kedge.datasets import PUBLISHED
 from kedge.errors import ConfigError, InputError, KedgeError
-from kedge.grid import Cell, Grid, Shots, Tries, name_of
+from kedge.grid import Cell, Grid, Shots, name_of
 from kedge.losses import loss_recipe
 from kedge.page import comparison_page, comparison_tables
 
@@ -45,8 +45,9 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
     "models",
     ".lock",
 )
-# Columns that say which cell a row is of.
+# Columns that say which cell a row is of, and which try.
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
+TRIED = ("dataset", "loss", "settings")
 # Columns that hold words, also where these look like numbers.
 TEXTS = frozenset(("dataset", "backbone", "loss", "shots", "settings", "failure", "device", "kedge", "torch", "date"))
 Row = dict[str, Any]
@@ -86,7 +87,7 @@ def compare(
     parallel = max(1, devices) if parallel is None else parallel
     if parallel < 1:
         raise ConfigError(f"--parallel cannot be {parallel}: give the number of cells to run side by side, from 1")
-    asked = _together(out, grid)
+    asked = grid.after(_begun(out))
     grid = grid.model_copy(update={"tries": asked.tries})
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -108,57 +109,25 @@ def compare(
     return comparison
 
 
-def _together(out: Path, grid: Grid) -> Grid:
-    """Return the grid joined with what OUT was asked for before; raise ConfigError where they make no one table."""
+def _begun(out: Path) -> Grid | None:
+    """Return what OUT was asked for before, None where nothing was; raise InputError for what is no comparison."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: --out names a folder")
-    grid = grid.model_copy(update={"datasets": tuple(map(place_of, grid.datasets))})
     path = out / GRID
     if not path.is_file():
         # What a comparison leaves that was killed before it had begun.
         left = {LOCK, path.with_suffix(".partial").name}
         if out.exists() and any(each.name not in left for each in out.iterdir()):
             raise InputError(f"{out} holds something that is no comparison: choose another --out")
-        return grid.model_copy(update={"tries": _placed(grid.tries, grid)})
-    for table in (RESULTS, TRIES):
-        missing = {"dataset", "loss", *(KEY if table == RESULTS else ("settings",))} - set(_header(out / table))
+        return None
+    for table, key in ((RESULTS, KEY), (TRIES, TRIED)):
+        missing = set(key) - set(_header(out / table))
         if missing and (out / table).is_file():
             raise InputError(f"{out / table} has no column '{min(missing)}' any more: put it back, or remove the file")
     try:
-        stored = Grid.model_validate_json(path.read_bytes())
+        return Grid.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another --out") from error
-    grid = grid.model_copy(update={"tries": _placed(grid.tries, stored if stored.tries else grid)})
-    before, now = stored.model_dump(), grid.model_dump()
-    changes = {name: (before[name], now[name]) for name in ("settings", "unseen_classes", "tries")}
-    changes |= {
-        f"settings of '{loss}'": (stored.variants.get(loss), grid.variants.get(loss))
-        for loss in grid.losses
-        if loss in stored.losses
-    }
-    places = {name_of(data): data for data in stored.datasets}
-    changes |= {
-        f"pictures called '{name_of(data)}'": (places[name_of(data)], data)
-        for data in grid.datasets
-        if name_of(data) in places
-    }
-    for what, (was, asked) in changes.items():
-        if was != asked:
-            raise ConfigError(f"{out} was begun with other {what} ({was!r}, now {asked!r}): choose another --out")
-    lists = ("datasets", "backbones", "losses", "shots", "seeds")
-    joined = {name: tuple(dict.fromkeys((*before[name], *now[name]))) for name in lists}
-    run = {loss: each.variants[loss] for each in (stored, grid) for loss in each.losses if loss in each.variants}
-    return grid.model_copy(update={**joined, "variants": run})
-
-
-def _placed(tries: Tries | None, grid: Grid) -> Tries | None:
-    """Return the tries with what they leave open as another grid has it."""
-    if tries is None:
-        return None
-    known = grid.tries or Tries()
-    dataset = place_of(tries.dataset) if tries.dataset else known.dataset or grid.datasets[0]
-    backbone = tries.backbone or known.backbone or grid.backbones[0]
-    return tries.model_copy(update={"dataset": dataset, "backbone": backbone})
 
 
 def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, Any], keep_models: bool) -> None:
@@ -228,7 +197,7 @@ def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
 
 def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> tuple[str, Row, Callable[[Row], Row]]:
     assert grid.tries is not None
-    data, backbone = str(grid.tries.dataset), grid.tries.backbone  # filled in by `_together`
+    data, backbone = str(grid.tries.dataset), grid.tries.backbone  # filled in by `Grid.after`
     folder = out / MODELS / f"try-{name}-{crc32(_said(settings).encode()):08x}"
     given = {**grid.settings_of(name), **grid.tries.settings, "seed": 0}
     if backbone != "auto":
@@ -238,7 +207,7 @@ def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> tuple
 
     def keep(measured: Row) -> Row:
         row = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": "", **measured}
-        _append(out / TRIES, row, ("dataset", "loss", "settings"))
+        _append(out / TRIES, row, TRIED)
         shutil.rmtree(folder, ignore_errors=True)
         return row
 

@@ -129,6 +129,38 @@ class Grid(_Closed):
         if min(self.seeds) < 0:
             raise ConfigError(f"a seed cannot be {min(self.seeds)}: give numbers from 0")
 
+    def after(self, begun: "Grid | None") -> Self:
+        """Return all that was asked for so far: of this grid, and of that which a comparison was begun with.
+
+        Rows go by names. Raises ConfigError where one stands for other pictures or settings than before.
+        """
+        datasets = tuple(map(place_of, self.datasets))
+        grid = self.model_copy(update={"datasets": datasets})
+        if grid.tries:
+            # What it leaves open is as it was, or the first of the grid.
+            known = (begun and begun.tries) or Tries(dataset=datasets[0], backbone=self.backbones[0])
+            place = place_of(grid.tries.dataset) if grid.tries.dataset else known.dataset
+            filled = {"dataset": place, "backbone": grid.tries.backbone or known.backbone}
+            grid = grid.model_copy(update={"tries": grid.tries.model_copy(update=filled)})
+        if begun is None:
+            return grid
+        before, now = begun.model_dump(), grid.model_dump()
+        changes = {name: (before[name], now[name]) for name in ("settings", "unseen_classes", "tries")}
+        for loss in {*begun.losses} & {*grid.losses}:
+            changes[f"settings of '{loss}'"] = begun.variants.get(loss), grid.variants.get(loss)
+        places = {name_of(data): data for data in begun.datasets}
+        for data in datasets:
+            changes[f"pictures called '{name_of(data)}'"] = places.get(name_of(data), data), data
+        for what, (was, asked) in changes.items():
+            if was != asked:
+                raise ConfigError(
+                    f"the comparison was begun with other {what} ({was!r}, now {asked!r}): choose another --out"
+                )
+        lists = ("datasets", "backbones", "losses", "shots", "seeds")
+        joined = {name: tuple(dict.fromkeys((*before[name], *now[name]))) for name in lists}
+        run = {loss: each.variants[loss] for each in (begun, grid) for loss in each.losses if loss in each.variants}
+        return grid.model_copy(update={**joined, "variants": run})
+
     def cells(self) -> list[Cell]:
         """Return every cell, seed by seed, so that a comparison cut short compares like with like."""
         places = product(
