@@ -64,7 +64,7 @@ def draw(panels):
                 axes.barh(place - shift, mean, 0.38, xerr=deviation, color=shade, error_kw={"ecolor": INK, "lw": 1})
             axes.annotate(
                 f"{losses[name][1][0]:.1f}",
-                (losses[name][1][0], place + 0.2),
+                (sum(losses[name][1]), place + 0.2),
                 (6, 0),
                 textcoords="offset points",
                 va="center",
