@@ -345,7 +345,7 @@ def fit(
             # Lightning's for Ctrl-C, after which it lets no other through.
             if not trainer.interrupted:
                 raise
-            signal.signal(signal.SIGINT, handler)
+            signal.signal(signal.SIGINT, handler or signal.default_int_handler)
     if trainer.interrupted:
         raise KeyboardInterrupt
 
