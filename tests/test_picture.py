@@ -352,6 +352,24 @@ def test_find_pictures_is_sorted_and_safe(tmp_path):
     assert list(find_pictures(tmp_path / "none")) == []
 
 
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        draw(0, 8, np.random.default_rng(0)).save(tmp_path / name / "x.png")
+    listed = os.scandir
+
+    def refuse(path):  # not by chmod: root may read everything
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = list(find_pictures(tmp_path))
+    assert found == [tmp_path / "open" / "x.png", tmp_path / "shut"]
+    with pytest.raises(PictureError, match=r"shut: Permission denied"):
+        read_picture(found[1])
+
+
 def test_linked_folders_are_entered_once(tmp_path):
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     (root / "deep").mkdir(parents=True)

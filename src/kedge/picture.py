@@ -101,6 +101,7 @@ def _read_bytes(name: str, place: str) -> bytes:
         if is_url(place):
             return read_store(place, MOST_BYTES)
         if path.is_dir():
+            os.scandir(path).close()
             raise PictureError(name, "a folder, not a picture")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -214,8 +215,8 @@ def perceptual_hash(image: Image.Image) -> int:
 def find_pictures(root: Path) -> Iterator[Path]:
     """Yield the files under a folder that are pictures by their suffix, sorted; hidden ones are left out.
 
-    Links to folders are followed once: a folder that was seen is not entered again. Folders that cannot be read are
-    passed over.
+    Links to folders are followed once: a folder that was seen is not entered again. A folder that cannot be read comes
+    itself, so that whoever reads it is told why.
     """
     yield from _walk(root, set())
 
@@ -224,7 +225,10 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
     except OSError:
+        yield folder
         return
     if (status.st_dev, status.st_ino) in seen:
         return

@@ -188,7 +188,8 @@ def _read_contents(listed: Sequence[Listed]) -> tuple[list[_Row], list[PictureEr
         try:
             return _Row(row.path, row.label, row.split, content_hash(Path(row.path).read_bytes()))
         except OSError as error:
-            return PictureError(row.path, error.strerror or str(error))
+            unread = "a folder that cannot be read" if Path(row.path).is_dir() else error.strerror
+            return PictureError(row.path, unread or str(error))
 
     found = list(_parallel(read, listed))
     return [row for row in found if isinstance(row, _Row)], [row for row in found if isinstance(row, PictureError)]

@@ -42,7 +42,7 @@ def list_folder(root: Path) -> Listing:
 def _list_classes(root: Path, split: SplitName | None) -> Iterator[Listed]:
     _refuse_loose_pictures(root)
     for entry in _class_folders(root):
-        next(entry.iterdir(), None)  # tells of one that cannot be read, which is passed over otherwise
+        next(entry.iterdir(), None)  # a whole class that cannot be read is more than pictures left out
         yield from (Listed(str(path), entry.name, split) for path in find_pictures(entry))
 
 
