@@ -298,9 +298,10 @@ def wait_for_epochs(process, log, count):
 def test_an_interrupt_is_told_and_can_be_resumed(photos, tmp_path):
     command = [sys.executable, "-m", "kedge", "train", str(photos), "--out", str(tmp_path / "model")]
     command += ["--image-size", "32", "--batch-size", "16", "--epochs", "500"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # Whoever runs the tests in the background may have told all to take no notice.
-    process = subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     wait_for_epochs(process, tmp_path / "model.partial" / "metrics.jsonl", 2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
