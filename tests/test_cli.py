@@ -135,7 +135,7 @@ def test_a_place_that_cannot_be_written_is_one_line(place, monkeypatch, capsys):
         main()
     said = capsys.readouterr().err
     assert stopped.value.code == 1
-    assert said == "kedge: /mnt/full/gallery: Permission denied: check that it can be written and has room\n"
+    assert said == "kedge: /mnt/full/gallery: Permission denied: check that it can be read and written, and has room\n"
 
 
 def test_help_is_instant_and_loads_nothing_heavy():

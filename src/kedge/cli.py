@@ -74,8 +74,8 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"kedge: {where}{error.strerror or error}: check that it can be written and has room", file=sys.stderr)
+        said = ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or str(error))))
+        print(f"kedge: {said}: check that it can be read and written, and has room", file=sys.stderr)
         sys.exit(1)
 
 
