@@ -357,6 +357,35 @@ def test_pictures_that_do_not_fit_into_memory_are_read_from_disk(photos, tmp_pat
     assert np.allclose(read.anchors.vectors, kept.anchors.vectors, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("cpu", "asked", "dtype"),
+    [
+        ({"avx512_bf16": True}, "auto", torch.bfloat16),
+        ({"amx_bf16": True}, "auto", torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, "auto", torch.float32),
+        ({"avx512_bf16": True}, "float32", torch.float32),
+        ({}, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_networks_are_trained_in_what_the_cpu_is_quick_in(cpu, asked, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr("kedge.training_loop.training_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    seen = []
+
+    class Loss(torch.nn.Module):
+        def forward(self, embeddings, _):
+            seen.append(embeddings.dtype)
+            return embeddings.float().square().mean()
+
+    given = {**LOSSES["cam"].settings, "epochs": 1, "batch_size": 8, "precision": asked}
+    settings = TrainingConfig.model_construct(**{**TrainingConfig().model_dump(), **given})
+    network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=False)
+    batches = LabelledBatches(torch.randn(24, 256), torch.arange(24) % 3)
+    fit(EmbeddingTraining(network, Loss(), settings, 3, None), batches, None, tmp_path, resume=False, quiet=True)
+    assert set(seen) == {dtype}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
 def test_resume_state_is_no_arbitrary_pickle(tmp_path):
     settings = TrainingConfig.model_construct(
         **{**TrainingConfig().model_dump(), **LOSSES["cam"].settings, "epochs": 1, "batch_size": 8}

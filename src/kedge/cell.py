@@ -142,6 +142,7 @@ def _cost(model: Model) -> dict[str, Any]:
         "memory_mb": max((line["memory_mb"] for line in lines), default=0),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
+        "precision": trained["precision"],
         "kedge": version("kedge"),
         "torch": version("torch"),
         "date": date.today().isoformat(),

@@ -49,7 +49,9 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
 TRIED = ("dataset", "loss", "settings")
 # Columns that hold words, also where these look like numbers.
-TEXTS = frozenset(("dataset", "backbone", "loss", "shots", "settings", "failure", "device", "kedge", "torch", "date"))
+TEXTS = frozenset(
+    ("dataset", "backbone", "loss", "shots", "settings", "failure", "device", "precision", "kedge", "torch", "date")
+)
 Row = dict[str, Any]
 OnRow = Callable[[str, Row, int, int], None]
 

@@ -29,7 +29,14 @@ from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Pre
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding
 from kedge.page import gather_material, report_page
 from kedge.torch_runtime import whole_float32
-from kedge.training_loop import EmbeddingTraining, LabelledBatches, PicturesOnDisk, fit, training_device
+from kedge.training_loop import (
+    EmbeddingTraining,
+    LabelledBatches,
+    PicturesOnDisk,
+    fit,
+    training_device,
+    training_precision,
+)
 
 __all__ = ["train"]
 
@@ -118,6 +125,7 @@ def train(
         if (partial / METRICS).is_file():
             shutil.copy(partial / METRICS, stage / METRICS)
         trained = {"data": place_of(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
+        trained["precision"] = "float32" if loss is None else training_precision(resolved)
         card = ModelCard(
             kedge_version=version("kedge"),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -33,9 +33,19 @@ from kedge.losses import ClassAnchorMargin
 from kedge.metrics import leave_one_out_map
 from kedge.network import Network
 
-__all__ = ["RESUME_FILE", "EmbeddingTraining", "LabelledBatches", "PicturesOnDisk", "fit", "training_device"]
+__all__ = [
+    "RESUME_FILE",
+    "EmbeddingTraining",
+    "LabelledBatches",
+    "PicturesOnDisk",
+    "fit",
+    "training_device",
+    "training_precision",
+]
 
 RESUME_FILE = "resume.ckpt"
+# Lightning's names of what networks are trained in; the weights stay float32.
+PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 METRICS_FILE = "metrics.jsonl"
 ENCODED_AT_ONCE = 128
 # Logged, and not worth a reader's while on the screen.
@@ -208,7 +218,7 @@ class EmbeddingTraining(lightning.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
         else:
             # In float16 the gradients are scaled, which a fused step takes on itself, and clipping cannot.
-            fused = self.device.type == "cuda" and settings.precision != "float16"
+            fused = self.device.type != "mps" and settings.precision != "float16"
             optimizer = torch.optim.AdamW(groups, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(settings.warmup * total))
@@ -290,6 +300,20 @@ def training_device() -> torch.device:
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
+def training_precision(settings: TrainingConfig) -> str:
+    """Return what networks are trained in: `auto` is bfloat16 where the device multiplies in it, in half the time."""
+    if settings.precision != "auto":
+        return settings.precision
+    device = training_device().type
+    if device == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older versions of torch cannot be asked what a CPU has.
+        has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+        able = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return "bfloat16" if able else "float32"
+
+
 def fit(
     training: EmbeddingTraining,
     data: LabelledBatches,
@@ -305,23 +329,22 @@ def fit(
     """
     settings = training.settings
     device = training_device()
-    on_gpu = device.type == "cuda"
     data, validation = data.beside(device), validation and validation.beside(device)
     rows = _ShuffledRows(len(data), settings.batch_size or len(data), settings.seed, data.labels.device)
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         data, sampler=rows, batch_size=None, num_workers=data.workers, persistent_workers=data.workers > 0
     )
     checkpoint = folder / RESUME_FILE
-    if on_gpu:
-        # What convolutions on a GPU are quickest with.
+    if device.type != "mps":
+        # What convolutions are quickest with.
         training.network.to(memory_format=torch.channels_last)
     with _silent_lightning():
         trainer = lightning.Trainer(
             max_epochs=settings.epochs,
             accelerator=device.type,
             devices=1,
-            precision=_precision(settings),
-            benchmark=on_gpu,
+            precision=PRECISIONS[training_precision(settings)],
+            benchmark=device.type == "cuda",
             gradient_clip_val=settings.gradient_clip,
             logger=False,
             enable_progress_bar=False,
@@ -375,14 +398,6 @@ def _peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
-
-
-def _precision(settings: TrainingConfig) -> Any:
-    chosen = settings.precision
-    if chosen == "auto":
-        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen = "bfloat16" if able else "float32"
-    return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[chosen]
 
 
 def _generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
