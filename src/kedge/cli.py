@@ -102,7 +102,9 @@ def train(
     distance: Annotated[
         str | None, typer.Option(help="l2, cosine or auto (default): the better on validation.")
     ] = None,
-    features: Annotated[str | None, typer.Option(help="What is stored: embedding (default), pooled or joint.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="What is stored: embedding (default), pooled, joint or softmax.")
+    ] = None,
     freeze_backbone: Annotated[
         bool | None, typer.Option("--freeze-backbone", help="Train the head alone, on features computed once.")
     ] = None,

@@ -78,7 +78,9 @@ def resolve(
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
         raise ConfigError("--loss none takes the backbone as it is: leave --features and --freeze-backbone out")
     if config.features == "softmax" and not recipe.classifies:
-        raise ConfigError(f"--loss {recipe.name} learns no classifier: --features softmax goes with cross-entropy")
+        raise ConfigError(
+            f"--loss {recipe.name} learns no classifier: --features softmax goes with cross-entropy or center"
+        )
     sharpens = recipe.on_sphere and config.features == "embedding"
     if sharpens:
         # The few pictures of shots lie at their anchors; the rest of a gallery does not, and would lose R@1.

@@ -160,7 +160,7 @@ def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -
     torch.manual_seed(settings.seed)
     dim = settings.dim if settings.head == "linear" else None
     if recipe.learns_anchors and dim is not None and settings.anchor_start == "base" and classes > dim:
-        raise ConfigError(f"--anchor-start base needs --dim of at least {classes}, the number of classes, not {dim}")
+        raise ConfigError(f"anchor_start = 'base' needs --dim of at least {classes}, the number of classes, not {dim}")
     return Network(
         settings.backbone or SMALL_BACKBONE,
         image_size=settings.image_size or 0,
