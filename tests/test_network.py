@@ -21,13 +21,21 @@ def pictures(size, count=2):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size"), [("resnet10-half", 64), ("resnet18", 32), ("swin_tiny_patch4_window7_224", 64)]
+    ("backbone", "size"),
+    # The last one's pooled features are longer than its `num_features`.
+    [("resnet10-half", 64), ("resnet18", 32), ("swin_tiny_patch4_window7_224", 64), ("mobilenetv3_small_050", 64)],
 )
 def test_pictures_to_embeddings(backbone, size):
     embeddings, pooled = network(backbone, size)(pictures(size))
     assert embeddings.shape == (2, 8)
     assert pooled.shape[0] == 2
     assert torch.isfinite(embeddings).all()
+
+
+def test_backbones_that_cannot_read_a_size_say_so():
+    with pytest.raises(ConfigError, match=r"dla34 cannot read squares of 84 px.*--image-size"):
+        network("dla34", 96)
+    assert network("dla34", 256)(pictures(256))[1].shape == (2, 512)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])

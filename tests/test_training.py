@@ -22,7 +22,7 @@ from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, M
 from kedge.losses import LOSSES, ClassAnchorMargin
 from kedge.network import Network, StoredEmbedding
 from kedge.torch_runtime import restore_network
-from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit
+from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit, training_precision
 from tests.pictures import draw_classes
 
 FAST = {"image_size": 32, "epochs": 2, "batch_size": 16, "dim": 8, "quiet": True}
@@ -384,6 +384,16 @@ def test_networks_are_trained_in_what_the_cpu_is_quick_in(cpu, asked, dtype, tmp
     fit(EmbeddingTraining(network, Loss(), settings, 3, None), batches, None, tmp_path, resume=False, quiet=True)
     assert set(seen) == {dtype}
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("groups", "precision"), [(1, "bfloat16"), (2, "bfloat16"), (4, "float32")], ids=["whole", "grouped", "depthwise"]
+)
+def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu(groups, precision, monkeypatch):
+    monkeypatch.setattr("kedge.training_loop.training_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=groups))
+    assert training_precision(TrainingConfig(), network) == precision
 
 
 def test_resume_state_is_no_arbitrary_pickle(tmp_path):

@@ -46,7 +46,7 @@ class Network(nn.Module):
         # 7/8 of the picture where the backbone takes it, a multiple of 4.
         self.view_size = max(8, image_size * 7 // 8 // 4 * 4) if accepts_any_size(backbone) else image_size
         self.backbone = build_backbone(backbone, image_size=self.view_size, pretrained=pretrained)
-        self.feature_dim = int(self.backbone.num_features)  # type: ignore[arg-type]  # a number, typed as any attribute
+        self.feature_dim = _feature_dim(self.backbone, backbone, self.view_size)
         self.head = nn.Linear(self.feature_dim, dim) if dim else nn.Identity()
         self.dim = dim or self.feature_dim
         self.on_sphere = on_sphere
@@ -140,8 +140,6 @@ def sharpened(embeddings: Tensor, anchors: Tensor, power: float) -> Tensor:
 class _HalfResNet10(nn.Module):
     """ResNet of one basic block a stage, 32 to 256 wide, with a 3x3 stride-2 stem: for small pictures from scratch."""
 
-    num_features = 256
-
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
@@ -164,7 +162,7 @@ def _stage(before: int, width: int) -> nn.Module:
 
 
 def build_backbone(name: str, *, image_size: int, pretrained: bool) -> nn.Module:
-    """Return a backbone, pictures (n, 3, s, s) -> pooled features (n, num_features), fit for the picture size."""
+    """Return a backbone, pictures (n, 3, s, s) -> pooled features (n, f), fit for the picture size."""
     check_backbone(name, pretrained=pretrained)
     if name == SMALL_BACKBONE:
         return _HalfResNet10()
@@ -180,6 +178,21 @@ def build_backbone(name: str, *, image_size: int, pretrained: bool) -> nn.Module
         ) from error
     _keep_small_pictures_large(backbone, image_size)
     return backbone
+
+
+def _feature_dim(backbone: nn.Module, name: str, view_size: int) -> int:
+    """Return the length of pooled features: of some of timm's models `num_features` is another."""
+    was_training = backbone.training
+    try:
+        with torch.inference_mode():
+            features: Tensor = backbone.eval()(torch.zeros(1, 3, view_size, view_size))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{name} cannot read squares of {view_size} px, 7/8 of the image size ({error}): give another --image-size "
+            f"(256 makes squares of 224 px, which suit most), or another --backbone"
+        ) from error
+    backbone.train(was_training)
+    return features.shape[1]
 
 
 def check_backbone(name: str, *, pretrained: bool) -> None:

@@ -125,7 +125,7 @@ def train(
         if (partial / METRICS).is_file():
             shutil.copy(partial / METRICS, stage / METRICS)
         trained = {"data": place_of(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
-        trained["precision"] = "float32" if loss is None else training_precision(resolved)
+        trained["precision"] = "float32" if loss is None else training_precision(resolved, network)
         card = ModelCard(
             kedge_version=version("kedge"),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -300,18 +300,24 @@ def training_device() -> torch.device:
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
-def training_precision(settings: TrainingConfig) -> str:
-    """Return what networks are trained in: `auto` is bfloat16 where the device multiplies in it, in half the time."""
+def training_precision(settings: TrainingConfig, network: nn.Module) -> str:
+    """Return what a network is trained in: `auto` is bfloat16 where that takes about half the time, else float32."""
     if settings.precision != "auto":
         return settings.precision
     device = training_device().type
+    able = False
     if device == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
+    elif device == "cpu" and not any(map(_is_depthwise, network.modules())):
         # Older versions of torch cannot be asked what a CPU has.
-        has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+        has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         able = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     return "bfloat16" if able else "float32"
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """Tell whether it is a convolution of each channel by itself: on CPUs these are slow in bfloat16."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 def fit(
@@ -343,7 +349,7 @@ def fit(
             max_epochs=settings.epochs,
             accelerator=device.type,
             devices=1,
-            precision=PRECISIONS[training_precision(settings)],
+            precision=PRECISIONS[training_precision(settings, training.network)],
             benchmark=device.type == "cuda",
             gradient_clip_val=settings.gradient_clip,
             logger=False,
