@@ -41,8 +41,12 @@ class Journal:
 
     def __init__(self, folder):
         self.path = folder / "journal.txt"
-        text = self.path.read_text() if self.path.exists() else ""
-        self.lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        text = self.path.read_bytes() if self.path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            # Killed while it wrote a line: the next one must not go on with that.
+            os.truncate(self.path, len(whole))
+        self.lines = [json.loads(line) for line in whole.splitlines()]
 
     def write(self, **said):
         """Append a line."""
