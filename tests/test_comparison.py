@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,12 +31,15 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(photos, tmp_path_factory):
-    """Two cells that work, with a class left out, and one whose loss cannot be had with these settings."""
+    """Cells that work, two by one network, with a class left out, and one whose loss cannot be had so."""
     grid = Grid.of(
         {
             "datasets": [str(photos)],
-            "losses": ["cam-sphere", "cross-entropy", "impossible"],
-            "variants": {"impossible": {"loss": "cam", "anchor_start": "simplex", "dim": 1}},
+            "losses": ["cam-sphere", "cross-entropy", "softmax", "impossible"],
+            "variants": {
+                "softmax": {"loss": "cross-entropy", "features": "softmax"},
+                "impossible": {"loss": "cam", "anchor_start": "simplex", "dim": 1},
+            },
             "shots": [4],
             "seeds": [0],
             "settings": SETTINGS,
@@ -50,11 +54,11 @@ def compared(photos, tmp_path_factory):
 
 def test_every_cell_has_its_row_and_a_failed_one_its_reason(compared):
     _, out, found, seen = compared
-    assert [row["loss"] for row in found.rows] == ["cam-sphere", "cross-entropy", "impossible"]
-    assert sorted(done for _, done, _ in seen) == [1, 2, 3]
+    assert [row["loss"] for row in found.rows] == ["cam-sphere", "cross-entropy", "softmax", "impossible"]
+    assert sorted(done for _, done, _ in seen) == [1, 2, 3, 4]
     (failed,) = found.failed
     assert "simplex" in failed["failure"]
-    for row in found.rows[:2]:
+    for row in found.rows[:3]:
         assert 0 < row["l2_map"] <= 1
         assert 0 < row["unseen_cosine_map"] <= 1
         assert 0 < row["shots_probed_l2_scanned"] <= 1
@@ -89,7 +93,15 @@ def test_pages_say_what_was_measured_and_what_failed(compared):
     row = found.rows[0]
     assert f"| cam-sphere | {100 * row['l2_map']:.1f} | {100 * row['cosine_map']:.1f} |" in tables
     with (out / "results.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 3
+        assert len(list(csv.DictReader(file))) == 4
+
+
+def test_what_is_stored_of_one_network_is_trained_once(compared):
+    _, out, found, _ = compared
+    _, cross_entropy, softmax, _ = found.rows
+    assert softmax["train_seconds"] == cross_entropy["train_seconds"]
+    assert (softmax["features"], cross_entropy["features"]) == ("softmax", "embedding")
+    assert not list(out.glob("models/*cross-entropy*.partial"))
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(compared):
@@ -97,7 +109,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(compared)
     seen = []
     again = kedge.compare(grid, out, on_row=lambda name, *_: seen.append(name))
     assert seen == ["007-resnet10-half-impossible-4-0"]
-    assert [row["l2_map"] for row in again.rows[:2]] == [row["l2_map"] for row in found.rows[:2]]
+    assert [row["l2_map"] for row in again.rows[:3]] == [row["l2_map"] for row in found.rows[:3]]
     fewer = Grid.of({**grid.model_dump(), "losses": ["cam-sphere"]})
     assert len(kedge.compare(fewer, out).rows) == 1
 
@@ -117,13 +129,14 @@ def test_another_comparison_is_refused(compared, tmp_path):
 
 def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeypatch):
     # What a try reaches is made up here, so that the choice is known by hand.
-    def scored(_, job, *__):
+    def scored(_, jobs, *__):
+        (job,) = jobs
         assert (job["data"], job["settings"]["backbone"], job["unseen_classes"]) == (str(photos), "resnet10-half", 1)
         given = job["tried"]
         score = (
             given["weight_decay"] + 10 * given["learning_rate"] + given.get("auxiliary", 0) - given["batch_size"] / 1e4
         )
-        return {"validation_l2_map": score / 10, "validation_cosine_map": 0.0}
+        return [{"validation_l2_map": score / 10, "validation_cosine_map": 0.0}]
 
     monkeypatch.setattr(comparison._Runner, "_one", scored)
     given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 1}
@@ -148,9 +161,9 @@ def unmeasured(monkeypatch):
     shares = {f"{way}_{name}": 0.5 for way in ways for name in ("map", "r1", "p20", "p100", "scanned")}
     tried = {"validation_l2_map": 0.5, "validation_cosine_map": 0.5}
 
-    def run(_, job, *__):
-        jobs.append(job)
-        return tried if job["validate"] else {**measured, **cost, **shares}
+    def run(_, told, *__):
+        jobs.extend(told)
+        return [tried if job["validate"] else {**measured, **cost, **shares} for job in told]
 
     monkeypatch.setattr(comparison._Runner, "_one", run)
     return jobs
@@ -179,6 +192,33 @@ def test_rows_are_never_taken_for_other_pictures_or_settings(tmp_path, unmeasure
     # A variant that did not run may change.
     assert begin(losses=["cam-sphere"], variants=changed) == (["birds.v1 cam-sphere"], 1)
     assert begin(losses=["mine", "cam"]) == (["birds.v1 mine", "birds.v1 cam"], 0)
+
+
+def test_only_what_is_stored_may_differ_between_models_of_one_network(tmp_path, unmeasured):
+    (tmp_path / "birds").mkdir()
+    variants = {
+        "softmax": {"loss": "cross-entropy", "features": "softmax"},
+        "wider": {"loss": "cross-entropy", "features": "softmax", "dim": 9},
+        "plain": {"loss": "cam-sphere", "sharpening": 1.0},
+    }
+    grid = {"datasets": [str(tmp_path / "birds")], "seeds": [0, 1], "variants": variants}
+    out = tmp_path / "out"
+    kedge.compare(Grid.of({**grid, "losses": ["cross-entropy"], "seeds": [0]}), out)
+    kedge.compare(Grid.of({**grid, "losses": ["cross-entropy", *variants, "cam-sphere"]}), out)
+    state = {Path(job["out"]).name: Path(job["state"]).stem for job in unmeasured}
+    of = "birds-resnet10-half-{}-full-{}".format
+    # One that has its row already is still what the others' state goes by.
+    assert state == {
+        of(loss, seed): of(first, seed)
+        for seed in (0, 1)
+        for loss, first in [
+            ("cross-entropy", "cross-entropy"),
+            ("softmax", "cross-entropy"),
+            ("wider", "wider"),
+            ("plain", "plain"),
+            ("cam-sphere", "plain"),
+        ]
+    }
 
 
 def test_tries_stay_those_of_the_set_they_were_made_on(tmp_path, unmeasured):
@@ -233,7 +273,7 @@ def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
     monkeypatch.setattr(comparison.subprocess, "Popen", lambda *_, env, **__: started.append(env) or len(started))
     runner = comparison._Runner(3, 2, lambda *_: None)
     for place in range(3):
-        runner._one({}, [place], set())
+        runner._one([], [place], set())
     assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
 
 

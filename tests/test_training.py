@@ -272,6 +272,20 @@ def test_stored_features(features, photos, tmp_path):
     assert kedge.evaluate(model, photos).dim == model.card.dim
 
 
+def test_one_network_is_made_several_models_of(photos, tmp_path):
+    settings = {"loss": "cross-entropy", **FAST}
+    state = tmp_path / "state"
+    first = kedge.train(photos, tmp_path / "first", state=state, **settings)
+    second = kedge.train(photos, tmp_path / "second", state=state, resume=True, features="softmax", **settings)
+    alone = kedge.train(photos, tmp_path / "alone", features="softmax", **settings)
+    assert second.metrics() == first.metrics()  # to the millisecond: nothing was trained again
+    assert learned(alone) == learned(first)
+    assert np.allclose(second.anchors.vectors, alone.anchors.vectors, atol=1e-6)
+    assert (first.card.dim, second.card.dim) == (8, 3)
+    with pytest.raises(InputError, match="other settings"):
+        kedge.train(photos, tmp_path / "third", state=state, resume=True, **{**settings, "dim": 9})
+
+
 def test_frozen_backbone_keeps_its_weights_and_trains_the_head(photos, tmp_path):
     torch.manual_seed(0)
     before = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True).state_dict()

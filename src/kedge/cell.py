@@ -1,6 +1,6 @@
-"""Cell: one training of a comparison, measured in a process of its own, so that a failure takes nothing else along.
+"""Cell: what a comparison trains and measures, in a process of its own, so that a failure takes nothing else along.
 
-    python -m kedge.cell    reads one job as a line of JSON on stdin, prints what was measured as JSON
+    python -m kedge.cell    reads a list of jobs as a line of JSON on stdin, prints a row each as a line of JSON
 
 It ends when its stdin ends: a comparison that is killed leaves nothing running.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from contextlib import redirect_stdout
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -50,11 +51,16 @@ def validate(
 
 
 def measure(
-    data: str, out: str, settings: dict[str, Any], tried: dict[str, Any] | None = None, unseen_classes: int = 0
+    data: str,
+    out: str,
+    settings: dict[str, Any],
+    tried: dict[str, Any] | None = None,
+    unseen_classes: int = 0,
+    state: str | None = None,
 ) -> dict[str, Any]:
     """Train a model and return what it reaches: shares by column name, seconds, milliseconds a step, MB.
 
-    tried: settings chosen by tries, in place of the loss's own.
+    tried: settings chosen by tries, in place of the loss's own. state: see `train`.
     Columns begin with the way to search: `l2`, `cosine`: exhaustive; `probed_l2`, `probed_cosine`: two-stage, filed by
     nearest, one probe; `expanded`: exhaustive by cosine, queries expanded. `shots_…`: a gallery of the pictures drawn
     to train on. `unseen_…`: queries and gallery of the classes that were left out.
@@ -64,7 +70,7 @@ def measure(
     if unseen_classes:
         whole = load_dataset(data, seed=settings["seed"])
         settings["classes"] = _classes_left(whole, unseen_classes)
-    model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, **settings)
+    model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, state=state, **settings)
     recipe = loss_recipe(model.card.trained["loss"])
     row = {"learns_anchors": int(recipe.learns_anchors), "features": model.card.trained["features"]}
     row |= {"distance": model.card.distance, **_cost(model)}
@@ -155,16 +161,19 @@ def _end_with_the_parent() -> None:
 
 
 def main() -> None:
-    """Do the job on stdin and print its row; what fails on purpose is printed as `failure`."""
-    job = json.loads(sys.stdin.readline())
+    """Do the jobs on stdin in order and print their rows; what fails on purpose is printed as `failure`."""
+    jobs = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    Path(job["out"]).parent.mkdir(parents=True, exist_ok=True)
-    work = validate if job.pop("validate") else measure
-    try:
-        row = work(**job)
-    except KedgeError as error:
-        row = {"failure": str(error)}
-    print(json.dumps(row), flush=True)
+    for job in jobs:
+        Path(job["out"]).parent.mkdir(parents=True, exist_ok=True)
+        work = validate if job.pop("validate") else measure
+        try:
+            # What libraries print is no row.
+            with redirect_stdout(sys.stderr):
+                row = work(**job)
+        except KedgeError as error:
+            row = {"failure": str(error)}
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

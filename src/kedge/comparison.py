@@ -27,6 +27,7 @@ from zlib import crc32
 import torch
 from filelock import FileLock, Timeout
 
+from kedge.config import READ_OUT
 from kedge.cores import own_cores
 from kedge.datasets import PUBLISHED
 from kedge.errors import ConfigError, InputError, KedgeError
@@ -54,6 +55,8 @@ TEXTS = frozenset(
 )
 Row = dict[str, Any]
 OnRow = Callable[[str, Row, int, int], None]
+# Its name, what its process is told, and what is done with its row.
+_Job = tuple[str, Row, Callable[[Row], Row]]
 
 
 @dataclass(frozen=True)
@@ -151,15 +154,27 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
             "unseen_classes": grid.unseen_classes,
         }
 
-    def keep(cell: Cell, measured: Row) -> Row:
+    def keep(cell: Cell, state: Path, measured: Row) -> Row:
         row = {**asdict(cell), "failure": "", **measured}
         _append(out / RESULTS, row, KEY)
-        if not keep_models and not row["failure"]:
-            shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
+        if not row["failure"]:
+            shutil.rmtree(state, ignore_errors=True)
+            if not keep_models:
+                shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
         return row
 
-    open_cells = [cell for cell in cells if cell not in done]
-    runner.run([(cell.name, job(cell), partial(keep, cell)) for cell in open_cells], len(cells))
+    networks: dict[str, list[_Job]] = {}
+    first_of: dict[str, str] = {}
+    for cell in cells:
+        told = job(cell)
+        # Cells that differ in what is stored of their network alone have it trained once, by the first of them.
+        by = {name: value for name, value in told["settings"].items() if name not in READ_OUT}
+        first = first_of.setdefault(_said({**told, "out": "", "settings": by}), cell.name)
+        state = out / MODELS / f"{first}.partial"
+        if cell not in done:
+            told = {**told, "state": str(state)}
+            networks.setdefault(first, []).append((cell.name, told, partial(keep, cell, state)))
+    runner.run([*networks.values()], len(cells))
 
 
 def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict[str, Any]]:
@@ -183,7 +198,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
             for name, settings in wanted
             if (name, _said(settings)) not in rows or rows[name, _said(settings)].get("failure")
         ]
-        runner.run([_try(grid, out, name, settings) for name, settings in open_tries], len(wanted))
+        runner.run([[_try(grid, out, name, settings)] for name, settings in open_tries], len(wanted))
         rows = _tries_done(out)
         for name, settings in wanted:
             row = rows[name, _said(settings)]
@@ -197,7 +212,7 @@ def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
     return {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
 
 
-def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> tuple[str, Row, Callable[[Row], Row]]:
+def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> _Job:
     assert grid.tries is not None
     data, backbone = str(grid.tries.dataset), grid.tries.backbone  # filled in by `Grid.after`
     folder = out / MODELS / f"try-{name}-{crc32(_said(settings).encode()):08x}"
@@ -217,30 +232,30 @@ def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> tuple
 
 
 def _said(settings: Mapping[str, Any]) -> str:
-    return json.dumps(dict(sorted(settings.items())))
+    return json.dumps(settings, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs jobs in processes of their own, `parallel` at a time."""
+    """Runs lists of jobs, each list in a process of its own, `parallel` at a time."""
 
     parallel: int
     devices: int
     on_row: OnRow
 
-    def run(self, jobs: Sequence[tuple[str, Row, Callable[[Row], Row]]], total: int) -> None:
-        """Run (name, job, what to do with its row); at a KeyboardInterrupt all processes end."""
+    def run(self, lists: Sequence[Sequence[_Job]], total: int) -> None:
+        """Run all jobs; at a KeyboardInterrupt all processes end."""
         running: set[subprocess.Popen[str]] = set()
-        done = total - len(jobs)
+        done = total - sum(map(len, lists))
         with ThreadPoolExecutor(self.parallel) as pool:
             places = list(range(self.parallel))
-            futures = {pool.submit(self._one, job, places, running): (name, keep) for name, job, keep in jobs}
+            futures = {pool.submit(self._one, [told for _, told, _ in jobs], places, running): jobs for jobs in lists}
             try:
                 for future in as_completed(futures):
-                    name, keep = futures[future]
-                    row = keep(future.result())
-                    done += 1
-                    self.on_row(name, row, done, total)
+                    for (name, _, keep), measured in zip(futures[future], future.result(), strict=True):
+                        row = keep(measured)
+                        done += 1
+                        self.on_row(name, row, done, total)
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -248,7 +263,7 @@ class _Runner:
                     process.kill()
                 raise
 
-    def _one(self, job: Row, places: list[int], running: set[subprocess.Popen[str]]) -> Row:
+    def _one(self, told: list[Row], places: list[int], running: set[subprocess.Popen[str]]) -> list[Row]:
         place = places.pop()
         threads = str(max(1, own_cores() // self.parallel))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -266,29 +281,27 @@ class _Runner:
         )
         running.add(process)
         try:
-            return _answer(process, job)
+            return _answer(process, told)
         finally:
             running.discard(process)
             places.append(place)
 
 
-def _answer(process: subprocess.Popen[str], job: Row) -> Row:
-    """Return the row that a process prints; what ends without one has failed, with the last it said as the reason."""
+def _answer(process: subprocess.Popen[str], told: list[Row]) -> list[Row]:
+    """Return the rows that a process prints; one that ends before has failed, with the last it said as the reason."""
     assert process.stdin and process.stdout and process.stderr
     with process, ThreadPoolExecutor(1) as reader:
         said = reader.submit(process.stderr.read)
         with suppress(BrokenPipeError):
             # Left open: its end tells the process that nobody waits for it any more.
-            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()
-        lines = process.stdout.read().splitlines()
+        rows: list[Row] = [json.loads(line) for line in process.stdout]
         code = process.wait()
-        if code == 0 and lines:
-            row: Row = json.loads(lines[-1])
-            return row
         last = (said.result().strip().splitlines() or [""])[-1]
-        reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-        return {"failure": f"{reason}: {last}" if last else reason}
+    reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    failure = {"failure": f"{reason}: {last}" if last else reason}
+    return rows + [failure] * (len(told) - len(rows))
 
 
 def _cell_of(row: Row) -> Cell:

@@ -9,9 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kedge.errors import ConfigError, nearest_name
 
-__all__ = ["PRESETS", "Features", "TrainingConfig"]
+__all__ = ["PRESETS", "READ_OUT", "Features", "TrainingConfig"]
 
 Features = Literal["embedding", "pooled", "joint", "softmax"]
+
+# Settings that say what is stored of a trained network; the training is the same by any of them.
+READ_OUT = ("features", "distance", "sharpening")
 
 # Settings known by a name of their own, given as --preset or `preset =` in a TOML file.
 PRESETS: dict[str, dict[str, Any]] = {"paper-like": {"loss": "cam", "margin": 2.0, "weight_decay": 0.02}}

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
 from kedge.calibration import Calibration
-from kedge.config import TrainingConfig
+from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset, Split, load_dataset, place_of
 from kedge.defaults import resolve
 from kedge.errors import ConfigError, DatasetError, InputError, ModelError, PictureError
@@ -55,6 +55,7 @@ def train(
     quiet: bool = False,
     evaluate: bool = True,
     tried: Mapping[str, Any] | None = None,
+    state: str | Path | None = None,
     **settings: Any,
 ) -> Model:
     """Train an embedding on labelled pictures and write it to the model folder `out`.
@@ -62,13 +63,15 @@ def train(
     data: a data set's name or a folder or list of labelled pictures. settings: see `TrainingConfig`. While it runs its
     state lies in `OUT.partial/`; `resume=True` goes on from there. `evaluate=False` leaves the test pictures alone:
     the report then shows the training only. tried: settings in place of the loss's own ones, fitted to the collection
-    as those are (smaller batches of few pictures, less weight decay of many). Raises InputError before anything is
-    written, DivergedError when the loss is not finite.
+    as those are (smaller batches of few pictures, less weight decay of many). state: a folder in place of
+    `OUT.partial/`, which stays when the model is whole: with `resume=True` the same network is then made another model
+    of, by other `READ_OUT` settings. Raises InputError before anything is written, DivergedError when the loss is not
+    finite.
     """
     out = Path(out)
     config = TrainingConfig.of(settings)
     recipe = loss_recipe(config.loss)
-    partial = out.with_name(out.name + ".partial")
+    partial = Path(state) if state else out.with_name(out.name + ".partial")
     if out.exists():
         if resume:
             # Killed after the model was whole, before its unfinished self was cleared away.
@@ -76,7 +79,8 @@ def train(
             asked = {"data": place_of(data), **config.model_dump(mode="json", exclude_unset=True, exclude_none=True)}
             trained = model.card.trained
             _check_same(out, {name: value for name, value in asked.items() if name in trained}, trained)
-            shutil.rmtree(partial, ignore_errors=True)
+            if not state:
+                shutil.rmtree(partial, ignore_errors=True)
             return model
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
     if partial.exists() and not resume:
@@ -141,7 +145,8 @@ def train(
         _say("evaluating on the test pictures", quiet or not evaluate or not len(dataset.test))
         _report(stage, dataset, evaluate)
         stage.rename(out)
-    shutil.rmtree(partial)
+    if not state:
+        shutil.rmtree(partial)
     return Model.load(out)
 
 
@@ -182,7 +187,8 @@ def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> 
     asked = json.loads(json.dumps({"data": data, **settings.model_dump()}))
     path = partial / SETTINGS_FILE
     if resume and path.is_file():
-        _check_same(partial, asked, json.loads(path.read_text("utf-8")))
+        trained_by = {name: value for name, value in asked.items() if name not in READ_OUT}
+        _check_same(partial, trained_by, json.loads(path.read_text("utf-8")))
     partial.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(partial / ".lock").acquire(blocking=False)
