@@ -15,7 +15,8 @@ LAYERS = [
     {"comparison"},
     {"grid", "cell"},
     {"training"},
-    {"training_loop", "export", "defaults", "quantization"},
+    {"training_loop"},
+    {"batches", "export", "defaults", "quantization"},
     {"page"},
     {"gallery", "evaluation"},
     {"reindexing", "disk_search", "memory_search", "new_class"},
@@ -24,7 +25,7 @@ LAYERS = [
     {"sources", "vectors", "checksums", "duplicates", "export_gallery"},
     {"search", "encoder", "datasets", "augmentation"},
     {"torch_runtime"},
-    {"losses", "network"},
+    {"losses", "network", "torch_device"},
     {"bounds"},
     {"filing", "figures"},
     {"model"},
@@ -46,6 +47,8 @@ WITH_TORCH = {
     "network",
     "augmentation",
     "torch_runtime",
+    "torch_device",
+    "batches",
 }
 
 

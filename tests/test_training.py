@@ -15,14 +15,16 @@ from sklearn.metrics import average_precision_score
 
 import kedge
 from kedge.augmentation import mixed_up
+from kedge.batches import LabelledBatches
 from kedge.config import TrainingConfig
 from kedge.defaults import resolve
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError
 from kedge.losses import LOSSES, ClassAnchorMargin
 from kedge.network import Network, StoredEmbedding
+from kedge.torch_device import training_precision
 from kedge.torch_runtime import restore_network
-from kedge.training_loop import EmbeddingTraining, LabelledBatches, fit, training_precision
+from kedge.training_loop import EmbeddingTraining, fit
 from tests.pictures import draw_classes
 
 FAST = {"image_size": 32, "epochs": 2, "batch_size": 16, "dim": 8, "quiet": True}
@@ -371,6 +373,14 @@ def test_pictures_that_do_not_fit_into_memory_are_read_from_disk(photos, tmp_pat
     assert np.allclose(read.anchors.vectors, kept.anchors.vectors, atol=1e-3)
 
 
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Where there is a GPU too, the CPU is taken."""
+    for module in ("torch_device", "training_loop"):
+        monkeypatch.setattr(f"kedge.{module}.training_device", lambda: torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("cpu", "asked", "dtype"),
     [
@@ -382,7 +392,6 @@ def test_pictures_that_do_not_fit_into_memory_are_read_from_disk(photos, tmp_pat
     ],
 )
 def test_networks_are_trained_in_what_the_cpu_is_quick_in(cpu, asked, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr("kedge.training_loop.training_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     seen = []
 
@@ -400,11 +409,11 @@ def test_networks_are_trained_in_what_the_cpu_is_quick_in(cpu, asked, dtype, tmp
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("groups", "precision"), [(1, "bfloat16"), (2, "bfloat16"), (4, "float32")], ids=["whole", "grouped", "depthwise"]
 )
 def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu(groups, precision, monkeypatch):
-    monkeypatch.setattr("kedge.training_loop.training_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=groups))
     assert training_precision(TrainingConfig(), network) == precision

@@ -1,7 +1,5 @@
 """Torch runtime: a model's network, built anew from its weights, on a GPU."""
 
-from contextlib import AbstractContextManager
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,8 +12,9 @@ from kedge.losses import loss_recipe
 from kedge.model import WEIGHTS, Model
 from kedge.network import Network, StoredEmbedding
 from kedge.runtime import Graph, load_graph
+from kedge.torch_device import whole_float32
 
-__all__ = ["load_network", "restore_network", "whole_float32"]
+__all__ = ["load_network", "restore_network"]
 
 # As far as a graph may be from the network that it was exported from.
 TOLERANCE = 1e-4
@@ -63,12 +62,6 @@ def restore_network(model: Model) -> StoredEmbedding:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{model.folder} cannot be built anew ({reason}): leave --runtime torch out") from error
     return stored
-
-
-def whole_float32() -> AbstractContextManager[None]:
-    """Keep convolutions on a GPU from TF32, which they take unless they are told not to: its error is a thousandth."""
-    kept: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-    return kept
 
 
 def _encoding(network: StoredEmbedding, device: torch.device, precision: torch.dtype) -> Graph:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
+from kedge.batches import LabelledBatches, PicturesOnDisk
 from kedge.calibration import Calibration
 from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset, Split, load_dataset, place_of
@@ -28,15 +29,8 @@ from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding
 from kedge.page import gather_material, report_page
-from kedge.torch_runtime import whole_float32
-from kedge.training_loop import (
-    EmbeddingTraining,
-    LabelledBatches,
-    PicturesOnDisk,
-    fit,
-    training_device,
-    training_precision,
-)
+from kedge.torch_device import training_device, training_precision, whole_float32
+from kedge.training_loop import EmbeddingTraining, fit
 
 __all__ = ["train"]
 

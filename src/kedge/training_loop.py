@@ -22,113 +22,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from kedge.augmentation import Augmentation, mixed_up
+from kedge.batches import LabelledBatches, ShuffledRows, seeded
 from kedge.config import TrainingConfig
-from kedge.cores import own_cores
-from kedge.datasets import Split
 from kedge.errors import DivergedError
 from kedge.losses import ClassAnchorMargin
 from kedge.metrics import leave_one_out_map
 from kedge.network import Network
+from kedge.torch_device import peak_memory, training_device, training_precision
 
-__all__ = [
-    "RESUME_FILE",
-    "EmbeddingTraining",
-    "LabelledBatches",
-    "PicturesOnDisk",
-    "fit",
-    "training_device",
-    "training_precision",
-]
+__all__ = ["RESUME_FILE", "EmbeddingTraining", "fit"]
 
 RESUME_FILE = "resume.ckpt"
 # Lightning's names of what networks are trained in; the weights stay float32.
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 METRICS_FILE = "metrics.jsonl"
-ENCODED_AT_ONCE = 128
 # Logged, and not worth a reader's while on the screen.
 UNSAID = ("epoch", "seconds", "memory_mb")
 # Validation by epoch compares validation pictures among themselves; more of them say nothing new.
 MOST_VALIDATED = 2000
-# Share of a GPU's memory that pictures may take.
-MOST_OF_A_GPU = 0.1
 # Steps on a GPU between looks at whether the loss is finite.
 LOOKED_AT_EVERY = 50
-
-
-class LabelledBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches by their row numbers: (inputs[rows], labels[rows]); inputs are pictures or pooled features."""
-
-    workers = 0
-
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        self.inputs, self.labels = inputs, labels
-
-    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[rows], self.labels[rows]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def beside(self, device: torch.device) -> "LabelledBatches":
-        """Return the same kept on a GPU, where they take little of its memory: no batch need then be copied there."""
-        size = self.inputs.element_size() * self.inputs.numel()
-        if self.workers or device.type != "cuda" or size > MOST_OF_A_GPU * torch.cuda.mem_get_info(device)[1]:
-            return self
-        return LabelledBatches(self.inputs.to(device), self.labels.to(device))
-
-    def in_order(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all rows in blocks, or at most so many from all over."""
-        count = len(self)
-        rows = (
-            torch.arange(count)
-            if most is None or most >= count
-            else torch.linspace(0, count - 1, most, dtype=torch.float64).long()
-        )
-        for block in rows.split(ENCODED_AT_ONCE):
-            yield self[block]
-
-
-class PicturesOnDisk(LabelledBatches):
-    """The same for a split too large for memory: pictures are decoded batch by batch, in processes beside training.
-
-    Those that cannot be read are left out of their batch.
-    """
-
-    workers = own_cores()
-
-    def __init__(self, split: Split, image_size: int) -> None:
-        super().__init__(torch.empty(0), torch.from_numpy(split.labels))
-        self.split, self.image_size = split, image_size
-
-    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        decoded = self.split[rows.numpy()].decode(self.image_size)
-        return torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels)
-
-
-class _ShuffledRows(Sampler[Tensor]):
-    """Row numbers in batches, in an order that depends on seed and epoch alone, so that a resumed run repeats it.
-
-    They lie on the device of the rows: a batch of numbers copied to a GPU would wait for all that it has yet to do.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device) -> None:
-        self.count, self.batch_size, self.seed, self.epoch = count, min(batch_size, count), seed, 0
-        self.device = device
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(self.count, generator=_generator(self.seed, self.epoch, torch.device("cpu")))
-        order = order.to(self.device)
-        # A last batch that is not full is left out: its rows come first in another epoch.
-        yield from order[: len(self) * self.batch_size].split(self.batch_size)
-
-    def __len__(self) -> int:
-        return self.count // self.batch_size
 
 
 class EmbeddingTraining(lightning.LightningModule):
@@ -155,7 +71,7 @@ class EmbeddingTraining(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, so that a resumed run draws what the uninterrupted one would have drawn."""
         torch.manual_seed(self.settings.seed * 100_003 + self.current_epoch)
-        self.random = _generator(self.settings.seed, self.current_epoch, self.device)
+        self.random = seeded(self.settings.seed, self.current_epoch, self.device)
         self.sums, self.steps = torch.zeros(1, device=self.device), 0
         if self.augmentation is None:
             self.network.backbone.eval()
@@ -263,7 +179,7 @@ class _EpochLog(Callback):
         line: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         line |= module.means()
         line["seconds"] = round(time.perf_counter() - self.began, 3)
-        line["memory_mb"] = _peak_memory()
+        line["memory_mb"] = peak_memory()
         if self.validation is not None:
             found = _validation_map(module, self.validation)
             if math.isfinite(found):  # with one picture a class there is none
@@ -293,33 +209,6 @@ class _EpochLog(Callback):
         return id(self)
 
 
-def training_device() -> torch.device:
-    """Return where networks are trained: on CUDA or Apple's MPS where there is one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
-
-
-def training_precision(settings: TrainingConfig, network: nn.Module) -> str:
-    """Return what a network is trained in: `auto` is bfloat16 where that takes about half the time, else float32."""
-    if settings.precision != "auto":
-        return settings.precision
-    device = training_device().type
-    able = False
-    if device == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device == "cpu" and not any(map(_is_depthwise, network.modules())):
-        # Older versions of torch cannot be asked what a CPU has.
-        has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        able = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    return "bfloat16" if able else "float32"
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    """Tell whether it is a convolution of each channel by itself: on CPUs these are slow in bfloat16."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
-
-
 def fit(
     training: EmbeddingTraining,
     data: LabelledBatches,
@@ -336,7 +225,7 @@ def fit(
     settings = training.settings
     device = training_device()
     data, validation = data.beside(device), validation and validation.beside(device)
-    rows = _ShuffledRows(len(data), settings.batch_size or len(data), settings.seed, data.labels.device)
+    rows = ShuffledRows(len(data), settings.batch_size or len(data), settings.seed, data.labels.device)
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         data, sampler=rows, batch_size=None, num_workers=data.workers, persistent_workers=data.workers > 0
     )
@@ -392,22 +281,6 @@ def _validation_map(module: EmbeddingTraining, validation: LabelledBatches) -> f
             labels.append(own_labels.cpu().numpy())
     module.network.train(was_training)
     return leave_one_out_map(np.concatenate(vectors), np.concatenate(labels))
-
-
-def _peak_memory() -> int:
-    """Return the most MB that this process held on its GPU, or at all where there is none (0 on Windows)."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 1e6)
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
-
-
-def _generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
-    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + epoch)
 
 
 @contextmanager
