@@ -18,22 +18,22 @@ __all__ = ["resolve"]
 SMALL_SIDE = 96
 
 # Pictures shown in a whole training run, and the least and most epochs, when the number of epochs is left to us. From
-# scratch length is worth more than any other setting (docs/results.md); with large pictures it would take hours.
+# scratch length is worth more than any other setting (docs/experiments.md); with large pictures it would take hours.
 SHOWN_SMALL, SHOWN_OTHERWISE = (160_000, 16, 150), (80_000, 8, 60)
 
 # A network from scratch that sees so few pictures so often is trained by the loss's settings for that. They win with
-# 1,000 pictures and 150 epochs, by other pictures of the training split, not with 2,000 and 80 (docs/results.md).
+# 1,000 pictures and 150 epochs, by other pictures of the training split, not with 2,000 and 80 (docs/experiments.md).
 FEW_PICTURES, MANY_EPOCHS = 1_600, 100
 
 # So many training pictures the recipes were chosen on. Weights average over the last 1 / (rate x decay) steps, and what
 # counts is over how many epochs (X. Wang, L. Aitchison, arXiv:2405.13698): the more pictures, the less decay. With five
-# times as many two of three losses gain a fifth of their mAP by it, or more (docs/results.md); fewer were not tried.
+# times as many two of three losses gain a fifth of their mAP by it, or more (docs/experiments.md). Fewer: not tried.
 CHOSEN_ON = 9_000
 
 # Range of brightness in training views; a loss's recipe may have another, for networks from scratch that see many.
 USUAL_BRIGHTNESS = 0.4
 
-# Power that wins on validation pictures across data sets (docs/results.md).
+# Power that wins on validation pictures across data sets (docs/experiments.md).
 USUAL_SHARPENING = 1.5
 
 

@@ -111,7 +111,7 @@ def _of_library(name: str) -> Callable[[int, int, TrainingConfig], nn.Module]:
 
 # A recipe's batch size is the largest: small collections take smaller batches.
 _SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "head": "linear", "batch_size": 100}
-# The best of each loss's tries on validation pictures (docs/results.md).
+# The best of each loss's tries on validation pictures (docs/experiments.md).
 _RIVAL = {**_SHARED, "auxiliary": 0.0}
 _SGD = {**_RIVAL, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 0.02}
 # Squared distances to anchors underfit: views as bright as the pictures are get further than varied ones.
