@@ -77,6 +77,20 @@ def test_stored_features():
     assert torch.allclose(stored[:, :8].norm(dim=1), torch.full((2,), 5**-0.5), atol=1e-5)
 
 
+@pytest.mark.parametrize("on_sphere", [True, False])
+def test_a_picture_and_its_mirror_image_are_stored_as_one(on_sphere):
+    net, given = network(dim=8, on_sphere=on_sphere), pictures(32)
+    stored = StoredEmbedding(net, "embedding", mirrored=True)(given)
+    mean = torch.stack([net(picture[None])[0][0] + net(picture.flip(1)[None])[0][0] for picture in given]) / 2
+    assert torch.allclose(stored, F.normalize(mean, dim=1) if on_sphere else mean, atol=1e-5)
+    assert torch.allclose(
+        StoredEmbedding(net, "joint", mirrored=True)(given.flip(2)),
+        StoredEmbedding(net, "joint", mirrored=True)(given),
+        atol=1e-5,
+    )
+    assert not torch.allclose(net(given.flip(2))[0], net(given)[0], atol=1e-3)
+
+
 def test_sharpening_by_hand():
     anchors = torch.eye(2)
     # cos 0.6 and -0.8, squared with their signs: 0.36 and -0.64.

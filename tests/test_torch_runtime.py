@@ -71,6 +71,16 @@ def test_other_features(features, squares, tmp_path):
     same(model_of(tmp_path / "model", stored, loss="cam-sphere", dim=DIM, features=features), squares)
 
 
+def test_means_over_mirror_images(squares, tmp_path):
+    stored = StoredEmbedding(network(dim=DIM, on_sphere=True), "joint", mirrored=True)
+    settings = {"loss": "cam-sphere", "dim": DIM, "features": "joint", "mirrored": True}
+    model = model_of(tmp_path / "model", stored, **settings)
+    same(model, squares)
+    same(model, squares[:1])
+    encoder = kedge.Encoder(model, runtime="onnxruntime", threads=1)
+    np.testing.assert_allclose(encoder.encode(squares[:, :, ::-1].copy()), encoder.encode(squares), atol=1e-5)
+
+
 def test_softmax_features_of_a_network_without_head(squares, tmp_path):
     stored = StoredEmbedding(network(dim=None, on_sphere=False), "softmax", classifier=nn.Linear(256, 2))
     same(model_of(tmp_path / "model", stored, loss="cross-entropy", head="none", features="softmax"), squares)

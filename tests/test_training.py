@@ -278,12 +278,19 @@ def test_one_network_is_made_several_models_of(photos, tmp_path):
     settings = {"loss": "cross-entropy", **FAST}
     state = tmp_path / "state"
     first = kedge.train(photos, tmp_path / "first", state=state, **settings)
-    second = kedge.train(photos, tmp_path / "second", state=state, resume=True, features="softmax", **settings)
-    alone = kedge.train(photos, tmp_path / "alone", features="softmax", **settings)
+    stored = {"features": "softmax", "mirrored": True}
+    second = kedge.train(photos, tmp_path / "second", state=state, resume=True, **stored, **settings)
+    alone = kedge.train(photos, tmp_path / "alone", **stored, **settings)
     assert second.metrics() == first.metrics()  # to the millisecond: nothing was trained again
     assert learned(alone) == learned(first)
     assert np.allclose(second.anchors.vectors, alone.anchors.vectors, atol=1e-6)
     assert (first.card.dim, second.card.dim) == (8, 3)
+    pixels = kedge.load_dataset(photos).test.decode(32).pixels
+    plain, mirrored = (
+        np.abs(Encoder(model).encode(pixels) - Encoder(model).encode(pixels[:, :, ::-1].copy())).max()
+        for model in (first, second)
+    )
+    assert mirrored < 1e-5 < plain
     with pytest.raises(InputError, match="other settings"):
         kedge.train(photos, tmp_path / "third", state=state, resume=True, **{**settings, "dim": 9})
 
@@ -463,6 +470,7 @@ def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained
         ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
         ({"loss": "cam", "sharpening": 1.5}, ConfigError, "cam-sphere"),
         ({"features": "joint", "sharpening": 1.5}, ConfigError, "other losses and features"),
+        ({"mirrored": True, "flip": False}, ConfigError, "leave --mirrored out"),
     ]
     for settings, error, said in wrong:
         with pytest.raises(error, match=said):

@@ -105,6 +105,9 @@ def train(
     features: Annotated[
         str | None, typer.Option(help="What is stored: embedding (default), pooled, joint or softmax.")
     ] = None,
+    mirrored: Annotated[
+        bool | None, typer.Option("--mirrored", help="Store the mean over a picture and its mirror image.")
+    ] = None,
     freeze_backbone: Annotated[
         bool | None, typer.Option("--freeze-backbone", help="Train the head alone, on features computed once.")
     ] = None,
@@ -131,6 +134,7 @@ def train(
         "seed": seed,
         "distance": distance,
         "features": features,
+        "mirrored": mirrored,
         "freeze_backbone": freeze_backbone,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,

@@ -14,7 +14,7 @@ __all__ = ["PRESETS", "READ_OUT", "Features", "TrainingConfig"]
 Features = Literal["embedding", "pooled", "joint", "softmax"]
 
 # Settings that say what is stored of a trained network; the training is the same by any of them.
-READ_OUT = ("features", "distance", "sharpening")
+READ_OUT = ("features", "distance", "mirrored", "sharpening")
 
 # Settings known by a name of their own, given as --preset or `preset =` in a TOML file.
 PRESETS: dict[str, dict[str, Any]] = {"paper-like": {"loss": "cam", "margin": 2.0, "weight_decay": 0.02}}
@@ -41,6 +41,8 @@ class TrainingConfig(BaseModel):
     """None: 64, or the number of classes rounded up to the next 64, at most 512."""
     features: Features = "embedding"
     distance: Literal["l2", "cosine", "auto"] = "auto"
+    mirrored: bool = False
+    """Store the mean over a picture and its mirror image; encoding takes twice the time."""
 
     epochs: int | None = Field(None, ge=1)
     """None: as many as show 80,000 pictures, 8 to 60; from scratch with pictures up to 96 px 160,000 and 16 to 150."""

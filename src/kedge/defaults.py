@@ -88,6 +88,8 @@ def resolve(
     elif (config.sharpening or 1.0) > 1.0:
         raise ConfigError("sharpening is for the embedding of cam-sphere: leave it out with other losses and features")
     given = config.model_dump(exclude_none=True)
+    if config.mirrored and not given.get("flip", dataset.mirror):
+        raise ConfigError("mirror images of these pictures are not trained on (flip): leave --mirrored out")
     if "dim" in given and recipe.build is not None:
         if config.head == "none":
             raise ConfigError('head = "none" makes embeddings of the pooled features as they are: leave --dim out')

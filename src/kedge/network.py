@@ -83,7 +83,8 @@ class StoredEmbedding(nn.Module):
     [e ; 2 f], e the unit embedding and f the unit centred pooled features, for collections whose classes change;
     "softmax": the probabilities that `classifier`, a linear layer on the embedding, gives the classes.
 
-    With `anchors` (t, d) of unit length, an embedding on the sphere is `sharpened` by the power `sharpening`.
+    `mirrored`: means over a picture and its mirror image in place of what the network makes of the picture. With
+    `anchors` (t, d) of unit length, an embedding on the sphere is `sharpened` by the power `sharpening`.
     """
 
     anchors: Tensor | None
@@ -96,6 +97,7 @@ class StoredEmbedding(nn.Module):
         classifier: nn.Linear | None = None,
         anchors: Tensor | None = None,
         sharpening: float = 1.0,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         if (features == "softmax") != (classifier is not None):
@@ -104,6 +106,7 @@ class StoredEmbedding(nn.Module):
         self.features = features
         self.classifier = classifier
         self.sharpening = sharpening
+        self.mirrored = mirrored
         self.register_buffer("anchors", anchors)
         self.dim = {
             "embedding": network.dim,
@@ -114,7 +117,7 @@ class StoredEmbedding(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the stored vectors."""
-        embeddings, pooled = self.network(pictures)
+        embeddings, pooled = self._mirrored(pictures) if self.mirrored else self.network(pictures)
         if self.features == "pooled":
             return pooled
         if self.classifier is not None:
@@ -123,6 +126,12 @@ class StoredEmbedding(nn.Module):
             centred = F.normalize(pooled - self.network.feature_mean, dim=1)
             return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
         return embeddings if self.anchors is None else sharpened(embeddings, self.anchors, self.sharpening)
+
+    def _mirrored(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (embeddings, pooled features), means over pictures and their mirror images."""
+        both = self.network(torch.cat([pictures, pictures.flip(2)]))
+        embeddings, pooled = (vectors.unflatten(0, (2, -1)).mean(dim=0) for vectors in both)
+        return F.normalize(embeddings, dim=1) if self.network.on_sphere else embeddings, pooled
 
 
 def sharpened(embeddings: Tensor, anchors: Tensor, power: float) -> Tensor:

@@ -56,6 +56,7 @@ def restore_network(model: Model) -> StoredEmbedding:
             classifier=None if classifier is None else torch.nn.Linear(*reversed(classifier.shape)),
             anchors=anchors,
             sharpening=settings.sharpening or 1.0,
+            mirrored=settings.mirrored,
         )
         stored.load_state_dict(weights)
     except (KedgeError, OSError, RuntimeError, SafetensorError, ValueError) as error:

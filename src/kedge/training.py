@@ -110,6 +110,7 @@ def train(
             classifier=_classifier(loss, resolved),
             anchors=_sphere_anchors(loss, resolved),
             sharpening=resolved.sharpening or 1.0,
+            mirrored=resolved.mirrored,
         )
         stored.to(training_device()).eval()
         if resolved.features == "joint":
