@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import threading
-from contextlib import redirect_stdout
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -164,16 +163,17 @@ def main() -> None:
     """Do the jobs on stdin in order and print their rows; what fails on purpose is printed as `failure`."""
     jobs = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    # What libraries print, in Python or below it, is no row: it goes to stderr.
+    rows = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     for job in jobs:
         Path(job["out"]).parent.mkdir(parents=True, exist_ok=True)
         work = validate if job.pop("validate") else measure
         try:
-            # What libraries print is no row.
-            with redirect_stdout(sys.stderr):
-                row = work(**job)
+            row = work(**job)
         except KedgeError as error:
             row = {"failure": str(error)}
-        print(json.dumps(row), flush=True)
+        print(json.dumps(row), file=rows, flush=True)
 
 
 if __name__ == "__main__":

@@ -296,7 +296,8 @@ def _answer(process: subprocess.Popen[str], told: list[Row]) -> list[Row]:
             # Left open: its end tells the process that nobody waits for it any more.
             process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()
-        rows: list[Row] = [json.loads(line) for line in process.stdout]
+        # A line without its end was cut off by whatever ended the process.
+        rows: list[Row] = [json.loads(line) for line in process.stdout if line.endswith("\n")]
         code = process.wait()
         last = (said.result().strip().splitlines() or [""])[-1]
     reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
