@@ -303,6 +303,26 @@ def test_a_killed_comparison_leaves_nothing_running_and_goes_on(photos, tmp_path
     assert run.stderr.count("mAP") == 1  # only the second was measured
 
 
+def test_a_row_cut_off_is_no_row_and_the_cell_failed():
+    torn = 'import os, sys; sys.stdin.readline(); os.write(1, b\'{"map": 1}\\n{"map": 0\'); os.kill(os.getpid(), 9)'
+    assert _answered(torn, jobs=2) == [{"map": 1}, {"failure": "ended by signal 9"}]
+
+
+def test_what_a_native_library_prints_is_no_row(tmp_path):
+    """It writes to the file descriptor, past Python's own stdout."""
+    loud = (
+        "import os; from kedge import cell; cell.measure = lambda **_: {'printed': os.write(1, b'loud ')}; cell.main()"
+    )
+    assert _answered(loud, jobs=2, out=str(tmp_path / "model")) == [{"printed": 5}] * 2
+
+
+def _answered(program, jobs, **told):
+    """Return the rows that a comparison reads from a process that runs `program`."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program], text=True, **pipes)
+    return comparison._answer(process, [{**told, "validate": False}] * jobs)
+
+
 def _children(pid):
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(line) for line in found.split()]
