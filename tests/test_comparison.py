@@ -25,13 +25,13 @@ SETTINGS = {"image_size": 32, "epochs": 1, "batch_size": 16, "dim": 8}
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "007"  # a name that looks like a number
-    draw_classes(root, ["circle", "square", "cross", "ring"], each=15, size=32, seed=0)
+    draw_classes(root, ["circle", "square", "cross", "ring", "star"], each=15, size=32, seed=0)
     return root
 
 
 @pytest.fixture(scope="module")
 def compared(photos, tmp_path_factory):
-    """Cells that work, two by one network, with a class left out, and one whose loss cannot be had so."""
+    """Cells of four classes, one left out: three that work, two of them by one network, and one that cannot."""
     grid = Grid.of(
         {
             "datasets": [str(photos)],
@@ -43,6 +43,7 @@ def compared(photos, tmp_path_factory):
             "shots": [4],
             "seeds": [0],
             "settings": SETTINGS,
+            "classes": 4,
             "unseen_classes": 1,
         }
     )
@@ -119,8 +120,9 @@ def test_another_comparison_is_refused(compared, tmp_path):
     before = (out / "results.csv").read_bytes()
     with pytest.raises(ConfigError, match="begun with other settings"):
         kedge.compare(Grid.of({**grid.model_dump(), "settings": {**SETTINGS, "epochs": 2}}), out)
-    with pytest.raises(ConfigError, match="begun with other unseen_classes"):
-        kedge.compare(Grid.of({**grid.model_dump(), "unseen_classes": 0}), out)
+    for name in ("classes", "unseen_classes"):
+        with pytest.raises(ConfigError, match=f"begun with other {name}"):
+            kedge.compare(Grid.of({**grid.model_dump(), name: 2}), out)
     assert (out / "results.csv").read_bytes() == before
     (tmp_path / "thesis.doc").write_text("mine")
     with pytest.raises(InputError, match="no comparison"):

@@ -45,6 +45,8 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
         ({"shots": ["few"]}, "shots"),
         ({"seeds": [-1]}, "a seed cannot be -1"),
         ({"unseen_classes": -1}, "unseen_classes"),
+        ({"classes": 1}, "'classes' of the grid cannot be 1"),
+        ({"settings": {"classes": 20}}, "'classes' stands in the grid's settings"),
     ],
 )
 def test_mistakes_are_named(values, said):

@@ -41,7 +41,7 @@ def validate(
 ) -> dict[str, Any]:
     """Train a model and return its validation mAP, L2 and cosine; the test pictures are left alone."""
     if unseen_classes:
-        settings = {**settings, "classes": _classes_left(load_dataset(data, seed=settings["seed"]), unseen_classes)}
+        settings = {**settings, "classes": _classes_left(_whole(data, settings), unseen_classes)}
     model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, **settings)
     scores = model.card.scores.get("validation")
     if scores is None:
@@ -67,7 +67,7 @@ def measure(
     settings = {**settings, "seed": settings.get("seed", 0)}
     whole: Dataset | None = None
     if unseen_classes:
-        whole = load_dataset(data, seed=settings["seed"])
+        whole = _whole(data, settings)
         settings["classes"] = _classes_left(whole, unseen_classes)
     model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, state=state, **settings)
     recipe = loss_recipe(model.card.trained["loss"])
@@ -99,6 +99,11 @@ def measure(
     if whole is not None:
         row |= _unseen(model, encoder, whole, settings["classes"])
     return row
+
+
+def _whole(data: str, settings: dict[str, Any]) -> Dataset:
+    """Return the data set with the classes that are left out of training."""
+    return load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"))
 
 
 def _classes_left(whole: Dataset, unseen: int) -> int:

@@ -177,6 +177,7 @@ def compare(
     backbone: Annotated[list[str] | None, typer.Option(help="A backbone, or auto: as the pictures ask for.")] = None,
     shots: Annotated[list[str] | None, typer.Option(help="Pictures a class to train on, or full.")] = None,
     seed: Annotated[list[str] | None, typer.Option(help="A seed; default 0, 1 and 2.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Use the first N classes only.")] = None,
     unseen_classes: Annotated[
         int | None, typer.Option(help="Leave the last N classes out of training, and measure them apart.")
     ] = None,
@@ -202,6 +203,7 @@ def compare(
         "backbones": _comma_list(backbone),
         "seeds": _comma_list(seed),
         "shots": _comma_list(shots),
+        "classes": classes,
         "unseen_classes": unseen_classes,
     }
     if grid and not grid.exists():

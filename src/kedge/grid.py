@@ -57,7 +57,8 @@ class Grid(_Closed):
 
     settings: of every cell. variants: losses by another name and with other settings, such as
     `{"softmax": {"loss": "cross-entropy", "features": "softmax"}}`. unseen_classes: the last classes, in sorted order,
-    that are left out of training and measured apart. tries: None takes each loss's own settings.
+    that are left out of training and measured apart. classes: only the first N, in sorted order; None: all.
+    tries: None takes each loss's own settings.
     """
 
     datasets: tuple[str, ...] = Field(min_length=1)
@@ -65,6 +66,7 @@ class Grid(_Closed):
     losses: tuple[str, ...] = Field(("cam-sphere", "cam", "cross-entropy"), min_length=1)
     shots: tuple[Shots, ...] = Field(("full",), min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    classes: int | None = Field(None, ge=2)
     unseen_classes: int = Field(0, ge=0)
     settings: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -145,7 +147,7 @@ class Grid(_Closed):
         if begun is None:
             return grid
         before, now = begun.model_dump(), grid.model_dump()
-        changes = {name: (before[name], now[name]) for name in ("settings", "unseen_classes", "tries")}
+        changes = {name: (before[name], now[name]) for name in ("settings", "classes", "unseen_classes", "tries")}
         for loss in {*begun.losses} & {*grid.losses}:
             changes[f"settings of '{loss}'"] = begun.variants.get(loss), grid.variants.get(loss)
         places = {name_of(data): data for data in begun.datasets}
@@ -178,10 +180,11 @@ class Grid(_Closed):
 
     def settings_of(self, loss: str) -> dict[str, Any]:
         """Return the settings of a loss or variant, with the loss's name; raise ConfigError for one not known."""
+        classes = {} if self.classes is None else {"classes": self.classes}
         if loss in self.variants:
-            return {"loss": "cam-sphere", **self.settings, **self.variants[loss]}
+            return {"loss": "cam-sphere", **self.settings, **self.variants[loss], **classes}
         loss_recipe(loss)
-        return {**self.settings, "loss": loss}
+        return {**self.settings, **classes, "loss": loss}
 
 
 def name_of(data: str) -> str:
