@@ -11,6 +11,7 @@ their class. Writes a table in Markdown.
 import argparse
 import shutil
 import tempfile
+import tomllib
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ def parse():
     parser.add_argument("--examples", nargs="+", type=int, default=[1, 5, 20])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--loss", default="cam-sphere")
+    parser.add_argument("--setting", action="append", default=[], help="NAME=VALUE, as TOML")
     parser.add_argument("--runs", type=Path, default=Path("runs/new"))
     return parser.parse_args()
 
@@ -37,9 +39,8 @@ def trained(options, classes, seed):
     if folder.exists():
         return kedge.Model.load(folder)
     options.runs.mkdir(parents=True, exist_ok=True)
-    return kedge.train(
-        options.data, folder, loss=options.loss, classes=classes, seed=seed, evaluate=False, quiet=True, resume=True
-    )
+    settings = {"loss": options.loss, "classes": classes, "seed": seed, **tomllib.loads("\n".join(options.setting))}
+    return kedge.train(options.data, folder, evaluate=False, quiet=True, resume=True, **settings)
 
 
 def with_classes(model, dataset, examples, seed):

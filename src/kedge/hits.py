@@ -27,7 +27,7 @@ class SearchResult:
 
     `scanned_share` is the share of the gallery's pictures that the query was compared with. `percentile` says how many
     percent of the model's held-out pictures lie nearer to an anchor than the query does; `known` is False when it lies
-    farther than 95 % of them, as pictures of other classes tend to. Both are None for a model without such pictures.
+    farther than 95 % of them. Both are None for a model without such pictures.
     """
 
     query: str
