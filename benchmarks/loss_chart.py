@@ -74,7 +74,9 @@ def draw(panels):
             )
         axes.set_yticks(range(len(names)), names)
         axes.set_xlim(0, 1.15 * max(mean for name in names for mean, _ in losses[name]))
-        axes.set_xlabel("mAP, %: dark by cosine, light by L2", fontsize=8, color=SOFT)
+        axes.set_xlabel("mAP, %", fontsize=8, color=SOFT)
+    key = f"blue: class anchors; grey: the others; dark: by cosine; light: by L2; at most the {MOST} best of a set"
+    page.supxlabel(key, fontsize=9, color=SOFT)
     return page
 
 

@@ -32,10 +32,12 @@ def commands(text):
 
 
 def run(line, folder):
-    """Run a command line of the docs, with the shell's `*.jpg`."""
+    """Run a command line of the docs, with the shell's `*.jpg`; a comparison with one seed and one epoch."""
     words = [
         str(path) for word in shlex.split(line)[1:] for path in (sorted(folder.glob(word)) if "*" in word else [word])
     ]
+    if words[0] == "compare":
+        words += ["--seed", "0", "--setting", "epochs=1"]
     return subprocess.run(
         [sys.executable, "-m", "kedge", *words], cwd=folder, capture_output=True, text=True, timeout=300, env=ALONE
     )
