@@ -2,10 +2,10 @@
 
     python benchmarks/sharpening.py MODEL [MODEL ...]
 
-Models of `cam-sphere` are trained with `--config` of `sharpening = 1.0`, so that what they store can be sharpened here;
-of other losses the query alone is turned. Queries: validation pictures, in those trained on; with --test the test
-pictures, in all training pictures. Writes a table in Markdown: mAP and R@1 by power. Query expansion (`--expand`) is
-the query alone, power 9.
+Models of `cam-sphere` are trained with `--config` of `sharpening = 1.0`, so that what they store can be sharpened here,
+like that of other losses, whose anchors are class means. Queries: validation pictures, in those trained on; with --test
+the test pictures, in all training pictures. Writes a table in Markdown: mAP and R@1 by power. Query expansion
+(`--expand`) is the query alone, power 9.
 """
 
 import sys
@@ -44,10 +44,7 @@ def main():
         encoder, anchors = kedge.Encoder(model), model.search_anchors.vectors
         queries, labels, _ = encode_split(encoder, dataset.test if on_test else dataset.validation)
         gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery if on_test else dataset.train)
-        sides = [("the query alone", False)]
-        if "sharpening" in model.card.trained:
-            sides.insert(0, ("both sides", True))
-        for name, both in sides:
+        for name, both in (("both sides", True), ("the query alone", False)):
             cells = []
             for power in POWERS:
                 searched = turned(gallery, anchors, power) if both else gallery
