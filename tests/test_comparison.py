@@ -153,22 +153,76 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     assert comparison._choose_settings(grid, out, runner) == chosen
 
 
+MEASURED = {
+    "features": "embedding",
+    "distance": "cosine",
+    "device": "cpu",
+    **dict.fromkeys(("learns_anchors", "queries", "gallery", "epochs", "threads"), 1),
+    **dict.fromkeys(("train_seconds", "step_ms", "memory_mb"), 1),
+    **{
+        f"{way}_{name}": 0.5
+        for way in ("l2", "cosine", "probed_l2", "probed_cosine")
+        for name in ("map", "r1", "p20", "p100", "scanned")
+    },
+}
+TRIED = {"validation_l2_map": 0.5, "validation_cosine_map": 0.5}
+
+
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Cells that are said to be measured, with nothing trained: the jobs that would have run."""
     jobs = []
-    measured = {"learns_anchors": 1, "features": "embedding", "distance": "cosine", "queries": 1, "gallery": 1}
-    cost = {"train_seconds": 1, "step_ms": 1, "memory_mb": 1, "epochs": 1, "device": "cpu", "threads": 1}
-    ways = ("l2", "cosine", "probed_l2", "probed_cosine")
-    shares = {f"{way}_{name}": 0.5 for way in ways for name in ("map", "r1", "p20", "p100", "scanned")}
-    tried = {"validation_l2_map": 0.5, "validation_cosine_map": 0.5}
 
     def run(_, told, *__):
         jobs.extend(told)
-        return [tried if job["validate"] else {**measured, **cost, **shares} for job in told]
+        return [TRIED if job["validate"] else MEASURED for job in told]
 
     monkeypatch.setattr(comparison._Runner, "_one", run)
     return jobs
+
+
+def test_a_row_of_settings_that_a_mended_try_has_beaten_is_measured_again(tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0], "tries": {}})
+    broken, measured = True, []
+
+    def run(_, told, *__):
+        (job,) = told
+        if not job["validate"]:
+            measured.append((job["tried"]["optimizer"], Path(job["out"]).exists()))
+            Path(job["out"]).mkdir(parents=True)
+            return [MEASURED]
+        best = job["tried"]["optimizer"] == "sgd"
+        return [{"failure": "killed"} if best and broken else {**TRIED, "validation_l2_map": 0.9 if best else 0.5}]
+
+    monkeypatch.setattr(comparison._Runner, "_one", run)
+    kedge.compare(grid, tmp_path / "out")
+    broken = False
+    (row,) = kedge.compare(grid, tmp_path / "out").rows
+    kedge.compare(grid, tmp_path / "out")
+    assert measured == [("adamw", False), ("sgd", False)]  # the model of before was no longer there
+    assert json.loads(row["tried"])["optimizer"] == "sgd"
+
+
+def test_a_network_stays_until_all_that_it_is_stored_as_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    grid = {"datasets": [str(tmp_path / "birds")], "losses": ["cross-entropy", "softmax"], "seeds": [0]}
+    grid["variants"] = {"softmax": {"loss": "cross-entropy", "features": "softmax"}}
+    broken = True
+
+    def run(_, told, *__):
+        for job in told:
+            Path(job["state"]).mkdir(parents=True, exist_ok=True)
+        rows = [{"failure": "killed"} if broken and "softmax" in job["out"] else MEASURED for job in told]
+        assert len(rows) == (2 if broken else 1)
+        return rows
+
+    monkeypatch.setattr(comparison._Runner, "_one", run)
+    kedge.compare(Grid.of(grid), tmp_path / "out")
+    (state,) = (tmp_path / "out" / "models").glob("*.partial")
+    broken = False
+    kedge.compare(Grid.of(grid), tmp_path / "out")
+    assert not state.exists()
 
 
 def test_rows_are_never_taken_for_other_pictures_or_settings(tmp_path, unmeasured):
@@ -318,10 +372,23 @@ def test_what_a_native_library_prints_is_no_row(tmp_path):
     assert _answered(loud, jobs=2, out=str(tmp_path / "model")) == [{"printed": 5}] * 2
 
 
+def test_words_that_are_not_utf8_are_no_failure():
+    foreign = "import os, sys; sys.stdin.readline(); os.write(2, b'caf\\xe9'); print('{}')"
+    assert _answered(foreign, jobs=1) == [{}]
+    assert _answered(foreign, jobs=2)[1] == {"failure": "exit code 0: caf\ufffd"}
+
+
+def test_a_cell_may_read_pictures_in_processes_of_its_own(tmp_path):
+    """As it does where they do not fit into memory; its watch over stdin must not hold them up."""
+    reads = "len(list(DataLoader([1, 2], num_workers=1, timeout=30)))"
+    program = "from torch.utils.data import DataLoader; from kedge import cell\n"
+    program += f"cell.measure = lambda **_: {{'read': {reads}}}; cell.main()"
+    assert _answered(program, jobs=1, out=str(tmp_path / "model")) == [{"read": 2}]
+
+
 def _answered(program, jobs, **told):
     """Return the rows that a comparison reads from a process that runs `program`."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen([sys.executable, "-c", program], text=True, **pipes)
+    process = comparison._started(["-c", program], os.environ)
     return comparison._answer(process, [{**told, "validate": False}] * jobs)
 
 

@@ -41,6 +41,8 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
         ({"settings": {"seed": 3}}, "'seed' stands in the grid's settings"),
         ({"variants": {"mine": {"loss": "cam", "shots": 3}}}, "'shots' stands"),
         ({"losses": ["mine"], "variants": {"mine": {"loss": "nothing"}}}, "no loss is named 'nothing'"),
+        ({"variants": {"cam": {"margin": 2.0}}}, "the variant 'cam' names no loss"),
+        ({"tries": {"settings": {"loss": "cam"}}}, "'loss' stands in the grid's settings"),
         ({"shots": [0]}, "shots cannot be 0"),
         ({"shots": ["few"]}, "shots"),
         ({"seeds": [-1]}, "a seed cannot be -1"),

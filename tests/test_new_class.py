@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import kedge
+from kedge import new_class
 from kedge.errors import InputError, PictureError
 from kedge.model import Model
 from tests.models import colour_of, embed, make_model, projection
@@ -48,6 +51,25 @@ def test_the_anchor_is_the_mean_of_the_examples(model, tmp_path):
     assert changed.encodes_like(model)
 
 
+def test_of_two_that_add_at_once_none_is_lost(model, tmp_path, monkeypatch):
+    write = new_class._write
+
+    def slowly(*given):
+        time.sleep(0.2)
+        write(*given)
+
+    monkeypatch.setattr(new_class, "_write", slowly)
+    colours = {"yellow": (240, 220, 30), "teal": (10, 130, 130)}
+    paths = {name: plain(tmp_path / f"{name}.png", colour) for name, colour in colours.items()}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: kedge.add_class(model.folder, name, [paths[name]]), colours))
+    grown = Model.load(model.folder)
+    assert sorted(grown.card.classes[3:]) == ["teal", "yellow"]
+    for name, path in paths.items():
+        vector = kedge.Encoder(grown).encode_pictures([kedge.read_picture(path).image])
+        assert grown.card.classes[int(grown.search_anchors.nearest(vector)[0])] == name
+
+
 def test_the_margin_is_that_of_the_embedding_alone(tmp_path):
     for features, margin in (("embedding", 1.0), ("joint", None), ("pooled", None)):
         model = make_model(tmp_path / features, classes=CLASSES, distance="cosine")
@@ -66,7 +88,7 @@ def test_examples_are_never_queries_afterwards(model, tmp_path):
 
 def test_mistakes_change_nothing(model, tmp_path):
     good = plain(tmp_path / "good.png", colour_of(3))
-    before = {path.name: path.read_bytes() for path in model.folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in model.folder.glob("[!.]*")}
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     for name, pictures, said in [
         ("red", [good], "already"),
@@ -79,7 +101,7 @@ def test_mistakes_change_nothing(model, tmp_path):
             kedge.add_class(model, name, pictures)
     with pytest.raises(PictureError, match=r"broken\.jpg"):
         kedge.add_class(model, "yellow", [good, tmp_path / "broken.jpg"])
-    assert {path.name: path.read_bytes() for path in model.folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in model.folder.glob("[!.]*")} == before
 
 
 def test_a_model_between_its_two_writes_is_the_old_one(model, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,6 +368,41 @@ def test_killed_run_resumes_to_the_same_end(photos, tmp_path, monkeypatch):
         kedge.train(photos, tmp_path / "killed", resume=True, **{**settings, "loss": "arcface"})
 
 
+def test_a_run_goes_on_with_the_pictures_that_it_began_with(photos, tmp_path):
+    """One more may reshuffle the splits: what was trained on would be tested on."""
+    mine, state = tmp_path / "photos", tmp_path / "state"
+    shutil.copytree(photos, mine)
+    kedge.train(mine, tmp_path / "first", state=state, **FAST)
+    draw_classes(tmp_path / "more", ["circle"], each=1, size=32, seed=9)
+    shutil.move(tmp_path / "more" / "circle" / "0000.png", mine / "circle" / "new.png")
+    with pytest.raises(InputError, match="have changed since"):
+        kedge.train(mine, tmp_path / "second", state=state, resume=True, **FAST)
+
+
+def test_a_class_without_a_readable_picture_is_named_before_training(tmp_path):
+    draw_classes(tmp_path / "photos", ["circle", "square", "cross"], each=8, size=32, seed=0)
+    for number, path in enumerate(sorted((tmp_path / "photos" / "square").iterdir())):
+        path.write_bytes(path.read_bytes()[: 100 + number])
+    with pytest.raises(DatasetError, match="class 'square'"):
+        kedge.train(tmp_path / "photos", tmp_path / "model", loss="arcface", **FAST)
+    assert not (tmp_path / "model.partial" / "metrics.jsonl").exists()
+
+
+def test_a_loss_that_cannot_be_had_leaves_nothing_begun(photos, tmp_path):
+    with pytest.raises(ConfigError, match="simplex"):
+        kedge.train(photos, tmp_path / "model", **{**FAST, "loss": "cam", "anchor_start": "simplex", "dim": 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_gradients_are_clipped_in_bfloat16_too(photos, tmp_path):
+    settings = {**FAST, "epochs": 1, "precision": "bfloat16"}
+    plain, clipped = (
+        kedge.train(photos, tmp_path / f"{clip}", gradient_clip=clip, **settings) for clip in (None, 1e-6)
+    )
+    assert clipped.card.trained["precision"] == "bfloat16"
+    assert learned(clipped) != learned(plain)
+
+
 def learned(model):
     """What was logged of each epoch, but for what it took."""
     return [{name: line[name] for name in line.keys() - {"seconds", "memory_mb"}} for line in model.metrics()]
@@ -424,6 +460,12 @@ def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu(groups, precisio
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=groups))
     assert training_precision(TrainingConfig(), network) == precision
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_float16_is_for_gpus():
+    with pytest.raises(ConfigError, match="bfloat16 or float32"):
+        training_precision(TrainingConfig(precision="float16"), torch.nn.Linear(1, 1))
 
 
 def test_resume_state_is_no_arbitrary_pickle(tmp_path):

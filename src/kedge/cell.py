@@ -160,7 +160,9 @@ def _cost(model: Model) -> dict[str, Any]:
 
 
 def _end_with_the_parent() -> None:
-    sys.stdin.read()
+    # Not sys.stdin, whose lock this thread would hold: processes forked to decode pictures wait for it forever.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 

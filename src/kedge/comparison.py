@@ -50,9 +50,7 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
 TRIED = ("dataset", "loss", "settings")
 # Columns that hold words, also where these look like numbers.
-TEXTS = frozenset(
-    ("dataset", "backbone", "loss", "shots", "settings", "failure", "device", "precision", "kedge", "torch", "date")
-)
+TEXTS = frozenset((*KEY[:-1], "settings", "tried", "failure", "device", "precision", "kedge", "torch", "date"))
 Row = dict[str, Any]
 OnRow = Callable[[str, Row, int, int], None]
 # Its name, what its process is told, and what is done with its row.
@@ -136,8 +134,13 @@ def _begun(out: Path) -> Grid | None:
 
 
 def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, Any], keep_models: bool) -> None:
-    done = {_cell_of(row) for row in _read(out / RESULTS) if not row.get("failure")}
+    rows = {_cell_of(row): row for row in _read(out / RESULTS) if not row.get("failure")}
     cells = grid.cells()
+
+    def is_done(cell: Cell) -> bool:
+        """Tell whether its row stands, of the settings that its loss's tries have chosen."""
+        tried = _said(chosen.get(cell.loss, {}))
+        return cell in rows and rows[cell].get("tried", tried) == tried
 
     def job(cell: Cell) -> Row:
         settings = {**grid.settings_of(cell.loss), "seed": cell.seed}
@@ -154,26 +157,34 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
             "unseen_classes": grid.unseen_classes,
         }
 
-    def keep(cell: Cell, state: Path, measured: Row) -> Row:
-        row = {**asdict(cell), "failure": "", **measured}
+    def keep(cell: Cell, state: Path, others: set[Cell], measured: Row) -> Row:
+        row = {**asdict(cell), "failure": "", "tried": _said(chosen.get(cell.loss, {})), **measured}
         _append(out / RESULTS, row, KEY)
         if not row["failure"]:
-            shutil.rmtree(state, ignore_errors=True)
+            others.discard(cell)
+            if not others:
+                shutil.rmtree(state, ignore_errors=True)
             if not keep_models:
                 shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
         return row
 
     networks: dict[str, list[_Job]] = {}
     first_of: dict[str, str] = {}
+    open_of: dict[str, set[Cell]] = {}
     for cell in cells:
         told = job(cell)
         # Cells that differ in what is stored of their network alone have it trained once, by the first of them.
         by = {name: value for name, value in told["settings"].items() if name not in READ_OUT}
         first = first_of.setdefault(_said({**told, "out": "", "settings": by}), cell.name)
         state = out / MODELS / f"{first}.partial"
-        if cell not in done:
+        if not is_done(cell):
+            if cell in rows:
+                # A try that had failed has won since: the model is of other settings.
+                shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
             told = {**told, "state": str(state)}
-            networks.setdefault(first, []).append((cell.name, told, partial(keep, cell, state)))
+            still_open = open_of.setdefault(first, set())
+            still_open.add(cell)
+            networks.setdefault(first, []).append((cell.name, told, partial(keep, cell, state, still_open)))
     runner.run([*networks.values()], len(cells))
 
 
@@ -271,20 +282,26 @@ class _Runner:
             # Those that this process may use: it may have been given some of the machine's alone.
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: self.devices]
             environment["CUDA_VISIBLE_DEVICES"] = visible[place % len(visible)] or str(place % self.devices)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kedge.cell"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        process = _started(["-m", "kedge.cell"], environment)
         running.add(process)
         try:
             return _answer(process, told)
         finally:
             running.discard(process)
             places.append(place)
+
+
+def _started(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a Python process; what libraries say in it need not be UTF-8."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+    )
 
 
 def _answer(process: subprocess.Popen[str], told: list[Row]) -> list[Row]:

@@ -129,7 +129,7 @@ class GalleryFolder:
 
 def _fill(place: Path, model: Model, precision: Precision | None) -> Model:
     """Write a copy of a model, in its own or another precision, and an empty table for its embeddings."""
-    shutil.copytree(model.folder, place / MODEL)
+    model.copy_to(place / MODEL)
     PicturesTable.create(place / TABLE, model.card.dim)
     copy = Model.load(place / MODEL)
     if precision and precision != copy.card.precision:

@@ -105,13 +105,14 @@ class Grid(_Closed):
         return values
 
     def _check(self) -> None:
+        for name, variant in self.variants.items():
+            if "loss" not in variant:
+                raise ConfigError(f"the variant '{name}' names no loss: give it one, such as loss = \"cam-sphere\"")
         for name in dict.fromkeys(self.losses):
-            settings = self.settings_of(name)
-            loss_recipe(str(settings["loss"]))
-        for given in (self.settings, *self.variants.values(), self.tries.settings if self.tries else {}):
-            taken = [
-                name for name in BY_THE_GRID if name in given and not (name == "loss" and given is not self.settings)
-            ]
+            loss_recipe(str(self.settings_of(name)["loss"]))
+        shared = (self.settings, self.tries.settings if self.tries else {})
+        for given in (*shared, *self.variants.values()):
+            taken = [name for name in BY_THE_GRID if name in given and (name != "loss" or given in shared)]
             if taken:
                 raise ConfigError(f"'{taken[0]}' stands in the grid's settings: the grid itself says it, leave it out")
             TrainingConfig.of(given)
@@ -182,7 +183,7 @@ class Grid(_Closed):
         """Return the settings of a loss or variant, with the loss's name; raise ConfigError for one not known."""
         classes = {} if self.classes is None else {"classes": self.classes}
         if loss in self.variants:
-            return {"loss": "cam-sphere", **self.settings, **self.variants[loss], **classes}
+            return {**self.settings, **self.variants[loss], **classes}
         loss_recipe(loss)
         return {**self.settings, **classes, "loss": loss}
 

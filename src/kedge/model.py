@@ -13,6 +13,7 @@ No file in it is a pickle. The folder is written beside its final place and rena
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,6 +107,10 @@ class Model:
         digest = self._digest(ENCODER, ANCHORS)
         digest.update("\0".join(self.card.classes).encode())
         return digest.hexdigest()[:16]
+
+    def copy_to(self, folder: Path) -> None:
+        """Write a copy of the model's folder, without what lies hidden in it, such as a lock."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(".*"))
 
     def encodes_like(self, other: "Model") -> bool:
         """Tell whether two models give every picture the same embedding, whatever their anchors."""

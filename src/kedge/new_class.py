@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock
 
 from kedge.anchors import Anchors, squared_distances, unit_length
 from kedge.encoder import Encoder
@@ -15,6 +16,8 @@ from kedge.model import ANCHORS, SPLITS, Model
 from kedge.picture import read_picture
 
 __all__ = ["NewClass", "add_class"]
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,13 @@ def add_class(model: Model | str | Path, name: str, pictures: Sequence[str | Pat
     with the model goes on with its own copy until `Gallery.reindex`, which keeps the embeddings. Raises InputError,
     with nothing changed, for a name that is taken, a picture that cannot be read, or examples that show no class.
     """
-    opened = model if isinstance(model, Model) else Model.load(model)
+    folder = (model if isinstance(model, Model) else Model.load(model)).folder
+    # Of two that add at once the later takes the model as the other left it.
+    with FileLock(folder / LOCK):
+        return _add(Model.load(folder), name, pictures)
+
+
+def _add(opened: Model, name: str, pictures: Sequence[str | Path]) -> tuple[Model, NewClass]:
     if not name.strip():
         raise InputError("a class needs a name")
     if name in opened.card.classes:

@@ -63,7 +63,7 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
             "that it was trained with"
         )
     stage = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
-    shutil.copytree(opened.folder, stage)
+    opened.copy_to(stage)
     try:
         write_int8_graph(opened, shown, stage / ENCODER)
         small = Model.load(stage)

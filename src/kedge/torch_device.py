@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kedge.config import TrainingConfig
+from kedge.errors import ConfigError
 
 __all__ = ["peak_memory", "training_device", "training_precision", "whole_float32"]
 
@@ -21,10 +22,15 @@ def training_device() -> torch.device:
 
 
 def training_precision(settings: TrainingConfig, network: nn.Module) -> str:
-    """Return what a network is trained in: `auto` is bfloat16 where that takes about half the time, else float32."""
+    """Return what a network is trained in: `auto` is bfloat16 where that takes about half the time, else float32.
+
+    Raises ConfigError for float16 without a GPU.
+    """
+    device = training_device().type
+    if settings.precision == "float16" and device == "cpu":
+        raise ConfigError("a CPU does not train in float16: take bfloat16 or float32")
     if settings.precision != "auto":
         return settings.precision
-    device = training_device().type
     able = False
     if device == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -89,7 +91,9 @@ def train(
     )
     resolved = resolve(config, recipe, dataset, tried)
     network = _build_network(resolved, recipe, len(dataset.classes))
-    with _begin(partial, resolved, place_of(data), resume):
+    loss = recipe.build(len(dataset.classes), network.dim, resolved) if recipe.build else None
+    precision = training_precision(resolved, network) if loss is not None else "float32"
+    with _begin(partial, resolved, place_of(data), dataset, resume):
         for note in dataset.notes:
             _say(note, quiet)
         _say_left_out(dataset.skipped, quiet)
@@ -98,9 +102,10 @@ def train(
 
         training_pictures = _decode(dataset.train, resolved.image_size or 0, quiet)
         validation_pictures = _decode(dataset.validation, resolved.image_size or 0, quiet)
-        loss = _train_network(
-            network, recipe, resolved, dataset, training_pictures, validation_pictures, partial, resume, quiet
-        )
+        _check_classes(dataset, training_pictures)
+        if loss is not None:
+            module = EmbeddingTraining(network, loss, resolved, len(dataset.classes), _augmentation(network, resolved))
+            _fit(module, training_pictures, validation_pictures, partial, resume=resume, quiet=quiet)
         stage = partial / "model"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
@@ -124,7 +129,7 @@ def train(
         if (partial / METRICS).is_file():
             shutil.copy(partial / METRICS, stage / METRICS)
         trained = {"data": place_of(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
-        trained["precision"] = "float32" if loss is None else training_precision(resolved, network)
+        trained["precision"] = precision
         card = ModelCard(
             kedge_version=version("kedge"),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -177,13 +182,19 @@ def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch
     return next(module for module in loss.modules() if isinstance(module, torch.nn.Linear))
 
 
-def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> AbstractContextManager[Any]:
+def _begin(
+    partial: Path, settings: TrainingConfig, data: str, dataset: Dataset, resume: bool
+) -> AbstractContextManager[Any]:
     """Make the folder of the unfinished run, or check that it is this run that goes on, and keep others out of it."""
-    asked = json.loads(json.dumps({"data": data, **settings.model_dump()}))
+    asked = json.loads(json.dumps({"data": data, "pictures": _digest(dataset), **settings.model_dump()}))
     path = partial / SETTINGS_FILE
     if resume and path.is_file():
         trained_by = {name: value for name, value in asked.items() if name not in READ_OUT}
-        _check_same(partial, trained_by, json.loads(path.read_text("utf-8")))
+        begun = json.loads(path.read_text("utf-8"))
+        _check_same(partial, {name: value for name, value in trained_by.items() if name != "pictures"}, begun)
+        if begun.get("pictures") != asked["pictures"]:
+            # Pictures may have come to stand in another split: tested on, though trained on.
+            raise InputError(f"the pictures of {data} have changed since {partial} was begun: remove it, train anew")
     partial.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(partial / ".lock").acquire(blocking=False)
@@ -191,6 +202,12 @@ def _begin(partial: Path, settings: TrainingConfig, data: str, resume: bool) -> 
         raise InputError(f"another run writes to {partial}: wait for it, or choose another --out") from error
     path.write_text(json.dumps(asked, indent=2), "utf-8")
     return lock
+
+
+def _digest(dataset: Dataset) -> str:
+    """Return what tells whether classes, pictures and their splits are those of another day."""
+    parts = [list(dataset.classes), *(list(part.hashes) for part in (dataset.train, dataset.validation, dataset.test))]
+    return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _check_same(folder: Path, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
@@ -217,35 +234,38 @@ def _say_left_out(failures: Sequence[PictureError], quiet: bool) -> None:
         _say(f"left out {len(failures) - MOST_NAMED} more", quiet)
 
 
-def _train_network(
-    network: Network,
-    recipe: LossRecipe,
-    settings: TrainingConfig,
-    dataset: Dataset,
+def _check_classes(dataset: Dataset, training: LabelledBatches) -> None:
+    """Raise DatasetError for a class of which no training picture could be read: it could have no anchor."""
+    counts = np.bincount(training.labels.numpy(), minlength=len(dataset.classes))
+    if not counts.all():
+        name = dataset.classes[int(counts.argmin())]
+        raise DatasetError(f"no training picture of class '{name}' can be read: mend them, or leave the class out")
+
+
+def _augmentation(network: Network, settings: TrainingConfig) -> Augmentation | None:
+    """Return what makes views of training pictures; a frozen backbone has seen each once, as it is."""
+    if settings.freeze_backbone:
+        return None
+    return Augmentation(view_size=network.view_size, flip=bool(settings.flip), brightness=settings.brightness or 0.0)
+
+
+def _fit(
+    module: EmbeddingTraining,
     training: LabelledBatches,
     validation: LabelledBatches,
     folder: Path,
+    *,
     resume: bool,
     quiet: bool,
-) -> torch.nn.Module | None:
-    """Train the network in place and return the loss, with its anchors; None when there is nothing to train."""
-    if recipe.build is None:
-        return None
-    if len(training) < 2:
-        raise DatasetError(f"{len(training)} training pictures can be read; at least 2 are needed")
-    loss = recipe.build(len(dataset.classes), network.dim, settings)
-    augmentation: Augmentation | None = Augmentation(
-        view_size=network.view_size, flip=bool(settings.flip), brightness=settings.brightness or 0.0
-    )
-    if settings.freeze_backbone:
+) -> None:
+    """Train the network and the loss, with its anchors, in place; of a frozen backbone the head alone."""
+    network = module.network
+    if module.settings.freeze_backbone:
         for parameter in network.backbone.parameters():
             parameter.requires_grad_(False)
         network.to(training_device()).eval()
         training, validation = _encode(network.pool, training), _encode(network.pool, validation)
-        augmentation = None
-    module = EmbeddingTraining(network, loss, settings, len(dataset.classes), augmentation)
     fit(module, training, validation if len(validation) > 1 else None, folder, resume=resume, quiet=quiet)
-    return loss
 
 
 def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> LabelledBatches:

@@ -133,8 +133,9 @@ class EmbeddingTraining(lightning.LightningModule):
         if settings.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
         else:
-            # In float16 the gradients are scaled, which a fused step takes on itself, and clipping cannot.
-            fused = self.device.type != "mps" and settings.precision != "float16"
+            # In float16 gradients are scaled, which a fused step would undo by itself, too late to clip them.
+            clipped = settings.precision == "float16" or settings.gradient_clip is not None
+            fused = self.device.type != "mps" and not clipped
             optimizer = torch.optim.AdamW(groups, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(settings.warmup * total))
@@ -220,7 +221,8 @@ def fit(
 ) -> None:
     """Train to the end; after each epoch `folder` holds all that `resume=True` needs to go on from there.
 
-    Raises DivergedError when the loss is not finite. A resumed run ends where the uninterrupted one would have ended.
+    Raises DivergedError when the loss is not finite. A resumed run ends where the uninterrupted one would have ended,
+    but for what a loss estimates: `cam` with more than 384 classes lists its near pairs anew.
     """
     settings = training.settings
     device = training_device()
