@@ -35,7 +35,6 @@ app = typer.Typer(
 
 # What only `kedge[train]` brings.
 TRAINING_PARTS = (
-    "filelock",
     "lightning",
     "onnx",
     "onnxscript",
