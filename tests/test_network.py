@@ -92,21 +92,27 @@ def test_a_picture_and_its_mirror_image_are_stored_as_one(on_sphere):
 
 
 def test_sharpening_by_hand():
-    anchors = torch.eye(2)
-    # cos 0.6 and -0.8, squared with their signs: 0.36 and -0.64.
-    found = sharpened(torch.tensor([[0.6, -0.8]]), anchors, 2.0)
+    # Their mean is 0. cos 0.6, -0.6, -0.8 and 0.8, squared with their signs: 2 x (0.36, -0.64) is their sum.
+    anchors = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 3.0], [0.0, -1.0]])
+    found = sharpened(torch.tensor([[3.0, -4.0]]), anchors, 2.0)
     assert torch.allclose(found, torch.tensor([[0.36, -0.64]]) / (0.36**2 + 0.64**2) ** 0.5)
     assert torch.allclose(sharpened(torch.tensor([[0.6, -0.8]]), anchors, 1.0), torch.tensor([[0.6, -0.8]]))
 
 
 def test_sharpening_against_a_slow_sum():
     random = np.random.default_rng(3)
-    embeddings, anchors = (unit_length(random.normal(size=(count, 6)).astype(np.float32)) for count in (4, 9))
-    for embedding, found in zip(embeddings, sharpened(*map(torch.from_numpy, (embeddings, anchors)), 1.5), strict=True):
+    # As class means have, the anchors have something in common: it is taken off.
+    vectors, anchors = (1.0 + random.normal(size=(count, 6)) for count in (4, 9))
+    anchors /= np.linalg.norm(anchors, axis=1, keepdims=True)
+    centre = sum(anchors) / 9
+    turned = sharpened(torch.from_numpy(vectors).float(), torch.from_numpy(anchors).float(), 1.5)
+    for vector, found in zip(vectors, turned, strict=True):
+        off = vector / np.linalg.norm(vector) - centre
         total = np.zeros(6)
-        for anchor in anchors.astype(np.float64):
-            cosine = float(embedding @ anchor)
-            total += np.copysign(abs(cosine) ** 1.5, cosine) * anchor
+        for anchor in anchors:
+            point = (anchor - centre) / np.linalg.norm(anchor - centre)
+            cosine = off @ point / np.linalg.norm(off)
+            total += np.copysign(abs(cosine) ** 1.5, cosine) * point
         assert np.allclose(found, total / np.linalg.norm(total), atol=1e-6)
 
 
@@ -118,11 +124,13 @@ def test_sharpening_leaves_the_corners_of_a_simplex_and_turns_others_to_the_near
     assert float(nearer @ anchors[0]) > float(between @ anchors[0]) > float(between @ anchors[1])
 
 
-def test_stored_embedding_is_sharpened():
-    net, given = network(dim=8, on_sphere=True), pictures(32)
-    anchors = F.normalize(torch.randn(3, 8), dim=1)
-    stored = StoredEmbedding(net, "embedding", anchors=anchors, sharpening=1.5)
-    assert torch.allclose(stored(given), sharpened(net(given)[0], anchors, 1.5), atol=1e-6)
+@pytest.mark.parametrize("features", ["embedding", "pooled", "joint"])
+def test_stored_vectors_are_sharpened(features):
+    net, given = network(dim=8), pictures(32)
+    plain = StoredEmbedding(net, features)
+    anchors = torch.randn(3, plain.dim)
+    stored = StoredEmbedding(net, features, anchors=anchors, sharpening=6.0)
+    assert torch.allclose(stored(given), sharpened(plain(given), anchors, 6.0), atol=1e-6)
 
 
 def test_unknown_backbone_names_the_nearest():

@@ -15,6 +15,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import kedge
+from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import mixed_up
 from kedge.batches import LabelledBatches
 from kedge.config import TrainingConfig
@@ -22,7 +23,7 @@ from kedge.defaults import resolve
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError
 from kedge.losses import LOSSES, ClassAnchorMargin
-from kedge.network import Network, StoredEmbedding
+from kedge.network import Network, StoredEmbedding, sharpened
 from kedge.torch_device import training_precision
 from kedge.torch_runtime import restore_network
 from kedge.training_loop import EmbeddingTraining, fit
@@ -126,11 +127,34 @@ def test_exported_graph_equals_the_network(trained):
     assert np.abs(found - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("settings", [{"loss": "cross-entropy"}, {"loss": "cam"}, {"features": "joint"}])
+def test_any_stored_vectors_can_be_turned_to_class_means_or_learned_anchors(photos, tmp_path, settings):
+    plain, turned = (
+        kedge.train(photos, tmp_path / str(power), state=tmp_path / "state", resume=power > 1, **each, **FAST)
+        for power, each in ((1.0, {**settings, "sharpening": 1.0}), (6.0, {**settings, "sharpening": 6.0}))
+    )
+    dataset = kedge.load_dataset(photos, membership=plain.splits())
+    pixels = dataset.train.decode(32).pixels
+    before = Encoder(plain).encode(pixels, raw=True)
+    means = Anchors.from_means(dataset.classes, unit_length(before), dataset.train.labels)
+    around = torch.from_numpy((plain.anchors if settings == {"loss": "cam"} else means).vectors)
+    found = Encoder(turned).encode(pixels, raw=True)
+    assert np.abs(found - sharpened(torch.from_numpy(before), around, 6.0).numpy()).max() < 1e-3
+    assert turned.card.distance == "cosine"
+    if settings == {"loss": "cam"}:
+        expected = sharpened(around, around, 6.0).numpy()
+    else:
+        expected = Anchors.from_means(dataset.classes, found, dataset.train.labels).vectors
+    assert np.abs(turned.anchors.vectors - expected).max() < 1e-3
+    rebuilt = Encoder(turned, runtime="torch").encode(pixels, raw=True)
+    assert np.abs(found - rebuilt).max() < 1e-3
+
+
 def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
     few = kedge.train(photos, tmp_path / "few", shots=5, **FAST)
     pooled = kedge.train(photos, tmp_path / "pooled", features="pooled", **FAST)
     shown = [model.card.trained.get("sharpening") for model in (trained, few, pooled)]
-    assert shown == [1.5, 1.0, None]
+    assert shown == [1.5, 1.0, 1.0]
     network = restore_network(few).network
     pictures = kedge.load_dataset(photos).test.decode(32).pixels
     with torch.inference_mode():
@@ -510,8 +534,7 @@ def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained
         ({"backbone": "resnet_18"}, ConfigError, "resnet18"),
         ({"loss": "cam", "anchor_start": "base", "dim": 2}, ConfigError, "dim"),
         ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
-        ({"loss": "cam", "sharpening": 1.5}, ConfigError, "cam-sphere"),
-        ({"features": "joint", "sharpening": 1.5}, ConfigError, "other losses and features"),
+        ({"classes": 2, "sharpening": 1.5}, ConfigError, "two classes"),
         ({"mirrored": True, "flip": False}, ConfigError, "leave --mirrored out"),
     ]
     for settings, error, said in wrong:

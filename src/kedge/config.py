@@ -82,9 +82,9 @@ class TrainingConfig(BaseModel):
     anchor_start: Literal["auto", "base", "simplex", "random"] | None = None
     learnable_anchors: bool | None = None
     reduction: Literal["sum", "mean"] | None = None
-    sharpening: float | None = Field(None, ge=1, le=8)
-    """Power by which embeddings on the sphere are turned to the anchors near them, after training; 1: not at all.
-    None: 1.5, and 1 with few shots."""
+    sharpening: float | None = Field(None, ge=1, le=16)
+    """Power by which stored vectors are turned to the anchors near them, or to class means; 1: not at all.
+    None: 1, but 1.5 for the embedding of `cam-sphere` without shots."""
     auxiliary: float | None = Field(None, ge=0)
     """Weight of the cross-entropy of a throw-away classifier on the pooled features."""
     label_smoothing: float | None = Field(None, ge=0, lt=1)

@@ -81,12 +81,11 @@ def resolve(
         raise ConfigError(
             f"--loss {recipe.name} learns no classifier: --features softmax goes with cross-entropy or center"
         )
-    sharpens = recipe.on_sphere and config.features == "embedding"
-    if sharpens:
-        # The few pictures of shots lie at their anchors; the rest of a gallery does not, and would lose R@1.
-        open_settings["sharpening"] = 1.0 if config.shots else USUAL_SHARPENING
-    elif (config.sharpening or 1.0) > 1.0:
-        raise ConfigError("sharpening is for the embedding of cam-sphere: leave it out with other losses and features")
+    if classes <= 2 and (config.sharpening or 1.0) > 1.0:
+        raise ConfigError("sharpening would turn all pictures of two classes to one of two points: leave it out")
+    # The few pictures of shots lie at their anchors; the rest of a gallery does not, and would lose R@1.
+    sharpens = recipe.on_sphere and config.features == "embedding" and not config.shots and classes > 2
+    open_settings["sharpening"] = USUAL_SHARPENING if sharpens else 1.0
     given = config.model_dump(exclude_none=True)
     if config.mirrored and not given.get("flip", dataset.mirror):
         raise ConfigError("mirror images of these pictures are not trained on (flip): leave --mirrored out")

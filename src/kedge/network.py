@@ -84,7 +84,7 @@ class StoredEmbedding(nn.Module):
     "softmax": the probabilities that `classifier`, a linear layer on the embedding, gives the classes.
 
     `mirrored`: means over a picture and its mirror image in place of what the network makes of the picture. With
-    `anchors` (t, d) of unit length, an embedding on the sphere is `sharpened` by the power `sharpening`.
+    `anchors` (t, d), class anchors among the vectors, these are `sharpened` by the power `sharpening`.
     """
 
     anchors: Tensor | None
@@ -117,15 +117,19 @@ class StoredEmbedding(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the stored vectors."""
-        embeddings, pooled = self._mirrored(pictures) if self.mirrored else self.network(pictures)
+        vectors = self._vectors(*(self._mirrored(pictures) if self.mirrored else self.network(pictures)))
+        return vectors if self.anchors is None else sharpened(vectors, self.anchors, self.sharpening)
+
+    def _vectors(self, embeddings: Tensor, pooled: Tensor) -> Tensor:
         if self.features == "pooled":
             return pooled
         if self.classifier is not None:
-            return self.classifier(embeddings).softmax(dim=1)
+            probabilities: Tensor = self.classifier(embeddings).softmax(dim=1)
+            return probabilities
         if self.features == "joint":
             centred = F.normalize(pooled - self.network.feature_mean, dim=1)
             return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
-        return embeddings if self.anchors is None else sharpened(embeddings, self.anchors, self.sharpening)
+        return embeddings
 
     def _mirrored(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Return (embeddings, pooled features), means over pictures and their mirror images."""
@@ -134,16 +138,22 @@ class StoredEmbedding(nn.Module):
         return F.normalize(embeddings, dim=1) if self.network.on_sphere else embeddings, pooled
 
 
-def sharpened(embeddings: Tensor, anchors: Tensor, power: float) -> Tensor:
-    """Return the unit vectors along sum_j sign(cos_j) |cos_j|^power a_j, shape (n, d), cos_j = e . a_j.
+def sharpened(vectors: Tensor, anchors: Tensor, power: float) -> Tensor:
+    """Return vectors (n, d) turned to the anchors (t, d) that they lie near, unit length, shape (n, d).
 
-    embeddings (n, d) and anchors (t, d) are unit vectors. The squared distance to the own anchor is least, over all
-    pictures that look alike, at the mean of the anchors weighted by how probable their classes are. By cosine, such a
-    picture lies nearest to pictures of the same mixture, and further from sure pictures of its most probable class,
-    which are likelier to be relevant. A power above 1 turns it to that class's anchor.
+    Both are made unit length. With c the anchors' mean, u(x) the unit vector along x - c and cos_j = u(e) . u(a_j), a
+    vector e is turned to the direction of sum_j sign(cos_j) |cos_j|^power u(a_j).
+
+    Of pictures that look alike, the squared distance to the own anchor is least at the mean of the anchors weighted by
+    how probable their classes are. By cosine, such a picture lies nearest to pictures of the same mixture, and further
+    from sure pictures of its most probable class, which are likelier to be relevant. A power above 1 turns it to that
+    class's anchor. What all anchors have in common is taken off, or it would be all that high powers leave.
     """
-    cosines = F.linear(embeddings, anchors)
-    return F.normalize((cosines.sign() * cosines.abs() ** power) @ anchors, dim=1)
+    points = F.normalize(anchors, dim=1)
+    centre = points.mean(dim=0)
+    points = F.normalize(points - centre, dim=1)
+    cosines = F.linear(F.normalize(F.normalize(vectors, dim=1) - centre, dim=1), points)
+    return F.normalize((cosines.sign() * cosines.abs() ** power) @ points, dim=1)
 
 
 class _HalfResNet10(nn.Module):

@@ -29,7 +29,7 @@ from kedge.evaluation import evaluate_dataset, exhaustive_scores
 from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
-from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding
+from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, sharpened
 from kedge.page import gather_material, report_page
 from kedge.torch_device import training_device, training_precision, whole_float32
 from kedge.training_loop import EmbeddingTraining, fit
@@ -113,7 +113,6 @@ def train(
             network,
             resolved.features,
             classifier=_classifier(loss, resolved),
-            anchors=_sphere_anchors(loss, resolved),
             sharpening=resolved.sharpening or 1.0,
             mirrored=resolved.mirrored,
         )
@@ -121,8 +120,17 @@ def train(
         if resolved.features == "joint":
             network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
         encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
+        learned = _learned_anchors(loss, recipe, resolved)
+        if stored.sharpening > 1.0:
+            around = torch.from_numpy(_anchors(dataset.classes, learned, encoded, "cosine").vectors)
+            stored.anchors = around.to(training_device())
+            encoded, held_out = (
+                LabelledBatches(sharpened(part.inputs, around, stored.sharpening), part.labels)
+                for part in (encoded, held_out)
+            )
+            learned = None if learned is None else sharpened(learned, around, stored.sharpening)
         distance, scores = _choose_distance(resolved, recipe, held_out, encoded)
-        anchors = _anchors(dataset.classes, loss, recipe, resolved, encoded, distance)
+        anchors = _anchors(dataset.classes, learned, encoded, distance)
         calibration = _calibrate(held_out, anchors, distance)
         export_encoder(stored, stage, resolved.image_size or 0)
         _write_splits(stage, dataset)
@@ -282,18 +290,20 @@ def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> 
     return LabelledBatches(torch.cat(vectors).clone(), torch.cat(labels))
 
 
-def _sphere_anchors(loss: torch.nn.Module | None, settings: TrainingConfig) -> Tensor | None:
-    """Return the unit anchors of a loss on the sphere, where stored embeddings are sharpened towards them."""
-    if not isinstance(loss, ClassAnchorMargin) or (settings.sharpening or 1.0) == 1.0:
+def _learned_anchors(loss: torch.nn.Module | None, recipe: LossRecipe, settings: TrainingConfig) -> Tensor | None:
+    """Return the loss's own anchors, shape (t, d), where they lie among the stored vectors, or else None."""
+    if not isinstance(loss, ClassAnchorMargin) or settings.features != "embedding":
         return None
-    return F.normalize(loss.anchors.detach(), dim=1)
+    learned = loss.anchors.detach().cpu()
+    return F.normalize(learned, dim=1) if recipe.on_sphere else learned
 
 
 def _choose_distance(
     settings: TrainingConfig, recipe: LossRecipe, validation: LabelledBatches, training: LabelledBatches
 ) -> tuple[Distance, dict[str, Any]]:
     """Return the distance with the better mAP of validation queries in the training pictures, and both figures."""
-    unit_vectors = settings.features == "joint" or (recipe.on_sphere and settings.features == "embedding")
+    sharpens = (settings.sharpening or 1.0) > 1.0
+    unit_vectors = sharpens or settings.features == "joint" or (recipe.on_sphere and settings.features == "embedding")
     if not len(validation):
         return ("cosine" if settings.distance == "auto" else settings.distance), {}
     vectors = (validation.inputs.numpy(), validation.labels.numpy(), training.inputs.numpy(), training.labels.numpy())
@@ -306,17 +316,11 @@ def _choose_distance(
 
 
 def _anchors(
-    classes: tuple[str, ...],
-    loss: torch.nn.Module | None,
-    recipe: LossRecipe,
-    settings: TrainingConfig,
-    training: LabelledBatches,
-    distance: Distance,
+    classes: tuple[str, ...], learned: Tensor | None, training: LabelledBatches, distance: Distance
 ) -> Anchors:
-    """Return the anchors that the loss has learned, or class means where it has none of the stored vectors' kind."""
-    if isinstance(loss, ClassAnchorMargin) and settings.features == "embedding":
-        learned = loss.anchors.detach().cpu().numpy()
-        return Anchors(classes, unit_length(learned) if recipe.on_sphere else learned.copy())
+    """Return the anchors that the loss has learned, or class means where it has none."""
+    if learned is not None:
+        return Anchors(classes, learned.numpy().copy())
     vectors = training.inputs.numpy()
     return Anchors.from_means(
         classes, unit_length(vectors) if distance == "cosine" else vectors, training.labels.numpy()
