@@ -13,20 +13,15 @@ from datetime import date
 from importlib.metadata import version
 
 import numpy as np
+import torch
 
 import kedge
-from kedge.anchors import unit_length
 from kedge.encoder import Encoder
 from kedge.evaluation import encode_split, exhaustive_scores, load_for
+from kedge.network import sharpened
 
 POWERS = (1.5, 2.0, 3.0, 4.0)
 SCALES = (4.0, 8.0, 12.0, 16.0, 24.0)
-
-
-def sharpened(vectors, anchors, power):
-    """As `kedge.network.sharpened`, in float64."""
-    cosines = vectors @ anchors.T
-    return unit_length(np.sign(cosines) * abs(cosines) ** power @ anchors)
 
 
 def probabilities(vectors, anchors, scale):
@@ -46,7 +41,8 @@ def read_outs(queries, gallery, anchors):
     """Yield (name, queries, gallery) of each read-out of unit embeddings."""
     yield "none: the embedding before sharpening", queries, gallery
     for power in POWERS:
-        yield f"sharpened, power {power:g}", *(sharpened(each, anchors, power) for each in (queries, gallery))
+        turned = (sharpened(torch.from_numpy(each), torch.from_numpy(anchors), power) for each in (queries, gallery))
+        yield f"sharpened, power {power:g}", *(each.numpy() for each in turned)
     for scale in SCALES:
         shares = [probabilities(each, anchors, scale) for each in (queries, gallery)]
         yield f"softmax of scale {scale:g}", *shares

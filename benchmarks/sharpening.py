@@ -2,33 +2,27 @@
 
     python benchmarks/sharpening.py MODEL [MODEL ...]
 
-Models of `cam-sphere` are trained with `--config` of `sharpening = 1.0`, so that what they store can be sharpened here,
-like that of other losses, whose anchors are class means. Queries: validation pictures, in those trained on; with --test
-the test pictures, in all training pictures. Writes a table in Markdown: mAP and R@1 by power. Query expansion
-(`--expand`) is the query alone, power 9.
+Models are trained with `--sharpening 1`, so that what they store can be sharpened here; anchors of losses that learn
+none are class means. Queries: validation pictures, in those trained on; with --test the test pictures, in all training
+pictures. Writes a table in Markdown: mAP and R@1 by power. Query expansion (`--expand`) is the query alone, power 9.
 """
 
 import sys
 from datetime import date
 from importlib.metadata import version
 
-import numpy as np
+import torch
 
 import kedge
-from kedge.anchors import unit_length
 from kedge.evaluation import encode_split, exhaustive_scores, load_for
+from kedge.network import sharpened
 
 POWERS = (1.0, 1.25, 1.5, 2.0, 3.0, 6.0, 9.0, 12.0)
 
 
 def turned(vectors, anchors, power):
-    """As `kedge.anchors.expand_queries`, with another power; power 1 leaves vectors as they are."""
-    if power == 1.0:
-        return unit_length(vectors)
-    centre = unit_length(anchors).mean(axis=0)
-    points = unit_length(unit_length(anchors) - centre)
-    cosines = unit_length(unit_length(vectors) - centre) @ points.T
-    return unit_length(np.sign(cosines) * abs(cosines) ** power @ points)
+    """Return vectors turned to anchors; power 1 leaves them as they are."""
+    return vectors if power == 1.0 else sharpened(torch.from_numpy(vectors), torch.from_numpy(anchors), power).numpy()
 
 
 def main():

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kedge.anchors import unit_length
 from kedge.errors import ConfigError
 from kedge.losses.class_anchor_margin import start_anchors
 from kedge.network import Network, StoredEmbedding, build_backbone, sharpened

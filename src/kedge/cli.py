@@ -107,6 +107,9 @@ def train(
     mirrored: Annotated[
         bool | None, typer.Option("--mirrored", help="Store the mean over a picture and its mirror image.")
     ] = None,
+    sharpening: Annotated[
+        float | None, typer.Option(help="Turn what is stored to anchors or class means, by this power; 1: not.")
+    ] = None,
     freeze_backbone: Annotated[
         bool | None, typer.Option("--freeze-backbone", help="Train the head alone, on features computed once.")
     ] = None,
@@ -134,6 +137,7 @@ def train(
         "distance": distance,
         "features": features,
         "mirrored": mirrored,
+        "sharpening": sharpening,
         "freeze_backbone": freeze_backbone,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
