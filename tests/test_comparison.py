@@ -13,8 +13,9 @@ import pytest
 
 import kedge
 from kedge import comparison
+from kedge.cell import measure
 from kedge.cli import main
-from kedge.errors import ConfigError, InputError
+from kedge.errors import ConfigError, DatasetError, InputError
 from kedge.grid import Grid
 from kedge.page import comparison_page, comparison_tables
 from tests.pictures import draw_classes
@@ -113,6 +114,37 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(compared)
     assert [row["l2_map"] for row in again.rows[:3]] == [row["l2_map"] for row in found.rows[:3]]
     fewer = Grid.of({**grid.model_dump(), "losses": ["cam-sphere"]})
     assert len(kedge.compare(fewer, out).rows) == 1
+    assert "| cross-entropy |" in (out / "results.md").read_text()  # the pages show all that was asked for so far
+
+
+def test_changed_pictures_are_refused(compared, photos):
+    grid, out, _, _ = compared
+    picture = next((photos / "circle").iterdir())
+    content = picture.read_bytes()
+    try:
+        picture.unlink()
+        with pytest.raises(ConfigError, match="have changed since"):
+            kedge.compare(grid, out)
+    finally:
+        picture.write_bytes(content)
+
+
+def test_classes_left_out_without_a_picture_to_ask_with_are_named_before_training(tmp_path):
+    draw_classes(tmp_path / "photos", ["circle", "square", "cross"], each=8, size=32, seed=0)
+    for picture in sorted((tmp_path / "photos" / "square").iterdir())[2:]:
+        picture.unlink()
+    with pytest.raises(DatasetError, match=r"no test picture .* \('square'\)"):
+        measure(str(tmp_path / "photos"), str(tmp_path / "model"), SETTINGS, unseen_classes=1)
+    assert not (tmp_path / "model.partial").exists()
+
+
+def test_pictures_that_cannot_be_read_are_counted(tmp_path):
+    draw_classes(tmp_path / "photos", ["circle", "square", "cross"], each=8, size=32, seed=0)
+    (tmp_path / "photos" / "square" / "broken.png").write_bytes(b"no picture")
+    grid = Grid.of({"datasets": [str(tmp_path / "photos")], "losses": ["none"], "seeds": [0], "settings": SETTINGS})
+    (row,) = kedge.compare(grid, tmp_path / "out").rows
+    assert row["left_out"] == 1
+    assert "1 that cannot be read left out" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_another_comparison_is_refused(compared, tmp_path):
@@ -146,7 +178,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     runner, out = comparison._Runner(1, 0, lambda *_: None), tmp_path
     chosen = comparison._choose_settings(grid, out, runner)
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
-    assert chosen == {"cam-sphere": best, "none": {}}
+    assert chosen == ({"cam-sphere": best, "none": {}}, {})
     with (out / "tries.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 10  # its own decay is not among those that all losses try
     monkeypatch.setattr(comparison._Runner, "_one", lambda *_: pytest.fail("a try was done again"))
@@ -166,6 +198,42 @@ MEASURED = {
     },
 }
 TRIED = {"validation_l2_map": 0.5, "validation_cosine_map": 0.5}
+
+
+def test_settings_that_are_given_are_not_tried(tmp_path, unmeasured):
+    (tmp_path / "birds").mkdir()
+    given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "mine"], "seeds": [0]}
+    given |= {"settings": {"learning_rate": 1e-3}, "variants": {"mine": {"loss": "cam", "margin": 2.0}}}
+    kedge.compare(Grid.of({**given, "tries": {"settings": {"batch_size": 32}}}), tmp_path / "out")
+    tried = [(job["settings"].get("margin"), job["tried"]) for job in unmeasured if job["validate"]]
+    assert all({"learning_rate", "batch_size"} & {*each} == set() for _, each in tried)
+    assert {each.get("margin") for margin, each in tried if margin is None} == {None, 4.0, 16.0}
+    assert all("margin" not in each for margin, each in tried if margin)
+    # Two optimisers with two decays each, and the settings of cam itself are among them.
+    assert sum(len(each) == 2 for margin, each in tried if margin) == 4
+
+
+def test_a_loss_whose_tries_have_all_failed_is_not_measured(tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "none"], "seeds": [0]}
+    measured, broken = [], True
+
+    def run(_, told, *__):
+        (job,) = told
+        if job["validate"]:
+            return [{"failure": "no validation pictures"} if broken else TRIED]
+        measured.append(job["out"])
+        return [MEASURED]
+
+    monkeypatch.setattr(comparison._Runner, "_one", run)
+    found = kedge.compare(Grid.of({**given, "tries": {}}), tmp_path / "out")
+    (failed,) = found.failed
+    assert failed["failure"] == "none of its tries succeeded: no validation pictures"
+    assert len(measured) == 1
+    assert "none of its tries succeeded" in (tmp_path / "out" / "report.html").read_text()
+    broken = False
+    assert not kedge.compare(Grid.of({**given, "tries": {}}), tmp_path / "out").failed
+    assert len(measured) == 2
 
 
 @pytest.fixture
@@ -446,19 +514,23 @@ def test_tables_by_hand():
         }
 
     rows = [
-        row("cam", 0, "full", 0.60, 0.66, 1),
+        {**row("cam", 0, "full", 0.60, 0.66, 1), "tried": '{"margin": 4.0}'},
         row("cam", 1, "full", 0.64, 0.70, 1),
         row("triplet", 0, "full", 0.40, 0.50, 0),
         row("triplet", 1, "full", 0.40, 0.54, 0),
         row("read-out", 0, "full", 0.50, 0.50, 0, "softmax"),
     ]
-    tables = comparison_tables(rows, {"cam": {"margin": 4.0}})
+    rows.append({"dataset": "birds", "backbone": "net", "loss": "broken", "shots": "full", "seed": 0, "failure": "why"})
+    tables = comparison_tables(rows, {"read-out": {"loss": "cross-entropy", "features": "softmax"}})
+    assert "1 of 6 cells failed" in tables
     assert "## birds, net, all pictures (1 to 2 seeds, 7 queries, gallery of 11)" in tables
     assert "| cam | 62.0 ± 2.0 | 68.0 ± 2.0 |" in tables
     assert "| mAP (L2) | cam 62.0 | triplet 40.0 | 1.550 ± 0.050 | 0.633 ± 0.033 | +0.0 ± 0.0 |" in tables
     assert "| mAP (cosine) | cam 68.0 | triplet 52.0 | 1.308 ± 0.012 | 0.667 ± 0.014 | +0.0 ± 0.0 |" in tables
-    assert "| mAP (cosine) | cam 68.0 | read-out 50.0 | 1.360 | 0.640 | +0.0 |" in tables  # one seed in common
+    said = "| mAP (cosine), class probabilities | cam 68.0 | read-out 50.0 | 1.360 | 0.640 | +0.0 |"
+    assert said in tables  # one seed in common
     assert '| cam | {"margin": 4.0} |' in tables
+    assert '| read-out | {"loss": "cross-entropy", "features": "softmax"} |' in tables
     page = comparison_page("A <title>", rows, {})
     assert "A &lt;title&gt;" in page
     assert page.count("<svg") == 1  # one number of shots: time, and nothing against shots

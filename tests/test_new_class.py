@@ -127,8 +127,20 @@ def test_a_crowded_class_is_told(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         app()
     said = capsys.readouterr()
-    assert "within the margin of 'red'" in said.err
+    assert "within the margin of 1: expect pictures of 'rose' and 'red' under either" in said.err
     assert "kedge reindex GALLERY" in said.out
+
+
+def test_a_class_whose_examples_lie_further_than_another_is_crowded_by_any_loss(model, tmp_path):
+    """No margin is known of this model."""
+    around = [np.add(colour_of(0), step) for step in ((-20, 30, 30), (-10, -25, -25))]
+    paths = [
+        plain(tmp_path / f"{number}.png", tuple(map(int, each.clip(0, 255)))) for number, each in enumerate(around)
+    ]
+    _, added = kedge.add_class(model, "rose", paths)
+    assert added.margin is None
+    assert (added.nearest, added.crowded) == ("red", True)
+    assert added.distance < added.spread
 
 
 def test_a_gallery_takes_a_new_class_over_without_reading_a_picture(tmp_path):

@@ -535,7 +535,11 @@ def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained
         ({"loss": "cam", "anchor_start": "base", "dim": 2}, ConfigError, "dim"),
         ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
         ({"classes": 2, "sharpening": 1.5}, ConfigError, "two classes"),
-        ({"mirrored": True, "flip": False}, ConfigError, "leave --mirrored out"),
+        ({"mirrored": True, "flip": False}, ConfigError, "leave mirrored out"),
+        ({"loss": "none", "head": "linear"}, ConfigError, "trains no head"),
+        ({"freeze_backbone": True, "head": "none"}, ConfigError, "a frozen backbone has its head trained"),
+        ({"freeze_backbone": True, "features": "pooled"}, ConfigError, "a frozen backbone has its head trained"),
+        ({"seed": 2**32}, ConfigError, "seed"),
     ]
     for settings, error, said in wrong:
         with pytest.raises(error, match=said):

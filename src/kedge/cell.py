@@ -69,10 +69,12 @@ def measure(
     if unseen_classes:
         whole = _whole(data, settings)
         settings["classes"] = _classes_left(whole, unseen_classes)
+        _check_unseen(whole, settings["classes"])
     model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, state=state, **settings)
-    recipe = loss_recipe(model.card.trained["loss"])
-    row = {"learns_anchors": int(recipe.learns_anchors), "features": model.card.trained["features"]}
-    row |= {"distance": model.card.distance, **_cost(model)}
+    trained = model.card.trained
+    recipe = loss_recipe(trained["loss"])
+    row = {"learns_anchors": int(recipe.learns_anchors), "distance": model.card.distance, **_cost(model)}
+    row |= {"features": trained["features"], "sharpening": trained["sharpening"], "mirrored": int(trained["mirrored"])}
     validation = model.card.scores.get("validation", {})
     row |= {f"validation_{name.removeprefix('map_')}_map": value for name, value in validation.items()}
 
@@ -83,6 +85,8 @@ def measure(
     queries, query_labels, _ = encode_split(encoder, dataset.test)
     gallery, gallery_labels, hashes = encode_split(encoder, dataset.gallery)
     row |= {"classes": len(dataset.classes), "queries": len(queries), "gallery": len(gallery)}
+    unread = len(dataset.test) - len(queries) + len(dataset.gallery) - len(gallery)
+    row |= {"pictures": (whole or dataset).fingerprint, "left_out": len(dataset.skipped) + unread}
     asked = queries, query_labels
     row |= _columns(model, dataset, asked, (gallery, gallery_labels), "")
     if settings.get("shots"):
@@ -111,6 +115,14 @@ def _classes_left(whole: Dataset, unseen: int) -> int:
     if unseen > len(whole.classes) - 2:
         raise ConfigError(f"{whole.name} has {len(whole.classes)} classes: {unseen} left out leave fewer than 2")
     return len(whole.classes) - unseen
+
+
+def _check_unseen(whole: Dataset, trained: int) -> None:
+    """Raise DatasetError when the classes from number `trained` on cannot be measured."""
+    for name, split in (("test", whole.test), ("training", whole.gallery)):
+        if not (split.labels >= trained).any():
+            left_out = "', '".join(whole.classes[trained:])
+            raise DatasetError(f"no {name} picture is of the classes left out ('{left_out}'): leave out more")
 
 
 def _unseen(model: Model, encoder: Encoder, whole: Dataset, trained: int) -> dict[str, float]:

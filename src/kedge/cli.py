@@ -244,13 +244,14 @@ def add_class(
         print(json.dumps({**asdict(added), "crowded": added.crowded}))
         return
     print(
-        f"added '{name}' from {added.examples} pictures, which lie {added.spread:.3g} from its anchor on average; "
-        f"the nearest other anchor, '{added.nearest}', is {added.distance:.3g} away"
+        f"added '{name}' from {added.examples} picture{'s' * (added.examples > 1)}, at {added.spread:.3f} from its "
+        f"anchor on average; the nearest other anchor, '{added.nearest}', is at {added.distance:.3f}"
     )
     if added.crowded:
+        within = added.margin is not None and added.distance < added.margin
         print(
-            f"kedge: that is within the margin of '{added.nearest}' ({added.margin:.3g}): "
-            f"expect pictures of both under either; train with both classes to part them",
+            f"kedge: that is {f'within the margin of {added.margin:.3g}' if within else 'nearer than the examples'}: "
+            f"expect pictures of '{name}' and '{added.nearest}' under either; train with both classes to part them",
             file=sys.stderr,
         )
     print(f"galleries take it over with `kedge reindex GALLERY --model {model}`, which reads no picture")

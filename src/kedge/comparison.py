@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from kedge.config import READ_OUT
 from kedge.cores import own_cores
-from kedge.datasets import PUBLISHED
+from kedge.datasets import PUBLISHED, load_dataset
 from kedge.errors import ConfigError, InputError, KedgeError
 from kedge.grid import Cell, Grid, Shots, name_of
 from kedge.losses import loss_recipe
@@ -50,7 +50,9 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
 TRIED = ("dataset", "loss", "settings")
 # Columns that hold words, also where these look like numbers.
-TEXTS = frozenset((*KEY[:-1], "settings", "tried", "failure", "device", "precision", "kedge", "torch", "date"))
+TEXTS = frozenset(
+    (*KEY[:-1], "settings", "tried", "failure", "pictures", "device", "precision", "kedge", "torch", "date")
+)
 Row = dict[str, Any]
 OnRow = Callable[[str, Row, int, int], None]
 # Its name, what its process is told, and what is done with its row.
@@ -91,6 +93,7 @@ def compare(
     if parallel < 1:
         raise ConfigError(f"--parallel cannot be {parallel}: give the number of cells to run side by side, from 1")
     asked = grid.after(_begun(out))
+    _check_pictures(grid, out)
     grid = grid.model_copy(update={"tries": asked.tries})
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -101,12 +104,12 @@ def compare(
                 with suppress(KedgeError):
                     PUBLISHED[data]()
             runner = _Runner(parallel, devices, on_row or (lambda *_: None))
-            chosen = _choose_settings(grid, out, runner) if grid.tries else {}
+            chosen, hopeless = _choose_settings(grid, out, runner) if grid.tries else ({}, {})
             try:
-                _run_cells(grid, out, runner, chosen, keep_models)
+                _run_cells(grid, out, runner, chosen, hopeless, keep_models)
             finally:
                 comparison = Comparison(out, tuple(_ordered(grid, _read(out / RESULTS))), chosen)
-                _write_pages(grid, comparison)
+                _write_pages(asked, out)
     except Timeout as error:
         raise InputError(f"another comparison writes to {out}: wait for it, or choose another --out") from error
     return comparison
@@ -133,14 +136,34 @@ def _begun(out: Path) -> Grid | None:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another --out") from error
 
 
-def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, Any], keep_models: bool) -> None:
+def _check_pictures(grid: Grid, out: Path) -> None:
+    """Raise ConfigError when a data set that rows were measured on has other pictures by now."""
+    measured = {row["dataset"]: row["pictures"] for row in _read(out / RESULTS) if row.get("pictures")}
+    for data in grid.datasets:
+        if name_of(data) in measured:
+            try:
+                found = load_dataset(data, max_classes=grid.classes).fingerprint
+            except KedgeError:
+                continue  # What cannot be read is told by its cells.
+            if found != measured[name_of(data)]:
+                raise ConfigError(f"the pictures of {data} have changed since {out} was begun: choose another --out")
+
+
+def _run_cells(
+    grid: Grid,
+    out: Path,
+    runner: "_Runner",
+    chosen: Mapping[str, Any],
+    hopeless: Mapping[str, str],
+    keep_models: bool,
+) -> None:
     rows = {_cell_of(row): row for row in _read(out / RESULTS) if not row.get("failure")}
     cells = grid.cells()
 
     def is_done(cell: Cell) -> bool:
-        """Tell whether its row stands, of the settings that its loss's tries have chosen."""
+        """Tell whether its row stands, of the settings that its loss's tries have chosen, if they have chosen any."""
         tried = _said(chosen.get(cell.loss, {}))
-        return cell in rows and rows[cell].get("tried", tried) == tried
+        return cell in rows and (cell.loss in hopeless or rows[cell].get("tried", tried) == tried)
 
     def job(cell: Cell) -> Row:
         settings = {**grid.settings_of(cell.loss), "seed": cell.seed}
@@ -177,7 +200,10 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
         by = {name: value for name, value in told["settings"].items() if name not in READ_OUT}
         first = first_of.setdefault(_said({**told, "out": "", "settings": by}), cell.name)
         state = out / MODELS / f"{first}.partial"
-        if not is_done(cell):
+        if cell.loss in hopeless and not is_done(cell):
+            reason = f"none of its tries succeeded: {hopeless[cell.loss]}"
+            _append(out / RESULTS, {**asdict(cell), "failure": reason, "tried": _said({})}, KEY)
+        elif not is_done(cell):
             if cell in rows:
                 # A try that had failed has won since: the model is of other settings.
                 shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
@@ -188,9 +214,20 @@ def _run_cells(grid: Grid, out: Path, runner: "_Runner", chosen: Mapping[str, An
     runner.run([*networks.values()], len(cells))
 
 
-def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict[str, Any]]:
-    """Return for each loss the settings that reached most on validation pictures, stage by stage of its tries."""
-    plans = {name: loss_recipe(str(grid.settings_of(name)["loss"])).tries() for name in dict.fromkeys(grid.losses)}
+def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return for each loss the settings that reached most on validation pictures, stage by stage of its tries.
+
+    Settings that the grid gives are not tried. Beside that, for a loss whose tries have all failed, why the last did.
+    """
+    assert grid.tries is not None
+    plans: dict[str, list[list[dict[str, Any]]]] = {}
+    for name in dict.fromkeys(grid.losses):
+        given = {**grid.settings_of(name), **grid.tries.settings}
+        plans[name] = [
+            [{setting: value for setting, value in tried.items() if setting not in given} for tried in stage]
+            for stage in loss_recipe(str(given["loss"])).tries()
+        ]
+    hopeless: dict[str, str] = {}
     best: dict[str, dict[str, Any]] = {name: {} for name in plans}
     reached = dict.fromkeys(plans, -1.0)
     for number in range(max(len(plan) for plan in plans.values())):
@@ -200,7 +237,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
             {
                 (name, _said(tried)): (name, tried)
                 for name, plan in plans.items()
-                if number < len(plan)
+                if number < len(plan) and name not in hopeless
                 for tried in ({**best[name], **settings} for settings in plan[number])
             }.values()
         )
@@ -216,7 +253,10 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> dict[str, dict
             score = -1.0 if row.get("failure") else max(row["validation_l2_map"], row["validation_cosine_map"])
             if score > reached[name]:
                 reached[name], best[name] = score, settings
-    return best
+        for name, settings in wanted:
+            if reached[name] < 0:
+                hopeless[name] = str(rows[name, _said(settings)]["failure"])
+    return {name: settings for name, settings in best.items() if name not in hopeless}, hopeless
 
 
 def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
@@ -382,8 +422,9 @@ def _write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _write_pages(grid: Grid, comparison: Comparison) -> None:
-    title = f"Losses compared on {', '.join(name_of(data) for data in grid.datasets)}"
-    tables = comparison_tables(comparison.rows, comparison.chosen)
-    (comparison.folder / TABLES).write_text(tables, "utf-8")
-    (comparison.folder / PAGE).write_text(comparison_page(title, comparison.rows, comparison.chosen), "utf-8")
+def _write_pages(asked: Grid, out: Path) -> None:
+    """Write the tables of all that was asked for so far, be it by other calls."""
+    rows = _ordered(asked, _read(out / RESULTS))
+    title = f"Losses compared on {', '.join(name_of(data) for data in asked.datasets)}"
+    (out / TABLES).write_text(comparison_tables(rows, asked.variants), "utf-8")
+    (out / PAGE).write_text(comparison_page(title, rows, asked.variants), "utf-8")

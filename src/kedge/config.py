@@ -47,8 +47,8 @@ class TrainingConfig(BaseModel):
     epochs: int | None = Field(None, ge=1)
     """None: as many as show 80,000 pictures, 8 to 60; from scratch with pictures up to 96 px 160,000 and 16 to 150."""
     batch_size: int | None = Field(None, ge=2)
-    """None: 100, or less for few pictures, so that an epoch has some 16 steps; at least 16."""
-    seed: int = Field(0, ge=0)
+    """None: 100 or 50, as the loss has it, or less for few pictures: an epoch has some 16 steps; at least 16."""
+    seed: int = Field(0, ge=0, lt=2**32)
     shots: int | None = Field(None, ge=1)
     classes: int | None = Field(None, ge=2)
     """Only the first N classes, in sorted order."""
@@ -77,14 +77,14 @@ class TrainingConfig(BaseModel):
     margin: float | None = Field(None, gt=0)
     scale: float | None = Field(None, gt=0)
     """Of the loss: s of arcface, cosface and adaface, alpha of proxy-anchor, beta of multi-similarity, the softmax
-    scale of proxy-nca, 1 / temperature of supcon, the weight of center; None: as its authors have it."""
+    scale of proxy-nca, 1 / temperature of supcon, the weight of center; None: what its tries have chosen."""
     least_norm: float | None = Field(None, ge=0)
     anchor_start: Literal["auto", "base", "simplex", "random"] | None = None
     learnable_anchors: bool | None = None
     reduction: Literal["sum", "mean"] | None = None
     sharpening: float | None = Field(None, ge=1, le=16)
     """Power by which stored vectors are turned to the anchors near them, or to class means; 1: not at all.
-    None: 1, but 1.5 for the embedding of `cam-sphere` without shots."""
+    None: 1, but 1.5 for the embedding of `cam-sphere` without shots and of more than two classes."""
     auxiliary: float | None = Field(None, ge=0)
     """Weight of the cross-entropy of a throw-away classifier on the pooled features."""
     label_smoothing: float | None = Field(None, ge=0, lt=1)

@@ -76,10 +76,17 @@ def resolve(
         "flip": dataset.mirror,
     }
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
-        raise ConfigError("--loss none takes the backbone as it is: leave --features and --freeze-backbone out")
+        raise ConfigError("the loss none takes the backbone as it is: leave features and freeze_backbone out")
+    if recipe.build is None and config.head == "linear":
+        raise ConfigError("the loss none trains no head: leave head out")
+    if config.freeze_backbone and (config.head == "none" or config.features == "pooled"):
+        raise ConfigError(
+            "a frozen backbone has its head trained, and nothing else: leave head and features out, "
+            "or take its features as they are with the loss none"
+        )
     if config.features == "softmax" and not recipe.classifies:
         raise ConfigError(
-            f"--loss {recipe.name} learns no classifier: --features softmax goes with cross-entropy or center"
+            f"the loss {recipe.name} learns no classifier: features softmax goes with cross-entropy or center"
         )
     if classes <= 2 and (config.sharpening or 1.0) > 1.0:
         raise ConfigError("sharpening would turn all pictures of two classes to one of two points: leave it out")
@@ -87,8 +94,10 @@ def resolve(
     sharpens = recipe.on_sphere and config.features == "embedding" and not config.shots and classes > 2
     open_settings["sharpening"] = USUAL_SHARPENING if sharpens else 1.0
     given = config.model_dump(exclude_none=True)
+    if "image_size" in given:
+        given["image_size"] = image_size
     if config.mirrored and not given.get("flip", dataset.mirror):
-        raise ConfigError("mirror images of these pictures are not trained on (flip): leave --mirrored out")
+        raise ConfigError("mirror images of these pictures are not trained on (flip): leave mirrored out")
     if "dim" in given and recipe.build is not None:
         if config.head == "none":
             raise ConfigError('head = "none" makes embeddings of the pooled features as they are: leave --dim out')

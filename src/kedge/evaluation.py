@@ -70,7 +70,7 @@ def evaluate(
 
 
 def load_for(model: Model, data: str | Path) -> Dataset:
-    """Load a data set as a model saw it: the same split, by content, and the same number of classes."""
+    """Load a data set as a model saw it: the same split, by content, and its first classes and those added since."""
     trained = model.card.trained
     seed, most = int(trained.get("seed", 0)), trained.get("classes")
     membership = model.splits()
@@ -78,6 +78,8 @@ def load_for(model: Model, data: str | Path) -> Dataset:
         dataset = load_dataset(data, seed=seed, max_classes=most, membership=membership)
         if dataset.classes == model.card.classes:
             return dataset
+        if set(dataset.classes) <= set(model.card.classes):
+            return load_dataset(data, seed=seed, membership=membership).of_classes(model.card.classes)
     return load_dataset(data, seed=seed, membership=membership)
 
 

@@ -1,5 +1,6 @@
 """Grid: what a comparison runs: data sets x backbones x losses x shots x seeds, from a TOML file or flags."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -11,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kedge.config import TrainingConfig
 from kedge.datasets import PUBLISHED, place_of
 from kedge.errors import ConfigError, DatasetError, nearest_name
-from kedge.losses import loss_recipe
+from kedge.losses import LOSSES, loss_recipe
 
 __all__ = ["Cell", "Grid", "Shots", "Tries", "name_of"]
 
+LISTS = ("datasets", "backbones", "losses", "shots", "seeds")
 # What the grid itself says of a cell; settings leave it alone.
 BY_THE_GRID = ("loss", "backbone", "seed", "shots", "classes")
 Shots = int | Literal["full"]
@@ -75,10 +77,7 @@ class Grid(_Closed):
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Check a grid's values by name; raise ConfigError or DatasetError for what cannot be run."""
-        for name in values:
-            if name not in cls.model_fields:
-                known = ", ".join(cls.model_fields)
-                raise ConfigError(f"a grid has no '{name}'{nearest_name(name, cls.model_fields)}; it has {known}")
+        _check_shape(values)
         try:
             grid = cls.model_validate(values)
         except ValidationError as error:
@@ -108,8 +107,17 @@ class Grid(_Closed):
         for name, variant in self.variants.items():
             if "loss" not in variant:
                 raise ConfigError(f"the variant '{name}' names no loss: give it one, such as loss = \"cam-sphere\"")
+            if name in LOSSES and variant["loss"] != name:
+                raise ConfigError(f"a variant of {variant['loss']} cannot be called '{name}', as another loss is")
         for name in dict.fromkeys(self.losses):
-            loss_recipe(str(self.settings_of(name)["loss"]))
+            known = [*self.variants, *LOSSES]
+            if name not in known:
+                hint = nearest_name(name, known)
+                raise ConfigError(f"no loss or variant is named '{name}'{hint}: there are {', '.join(known)}")
+            settings = self.settings_of(name)
+            loss_recipe(str(settings["loss"]))
+            if self.tries and {**settings, **self.tries.settings}.get("validation_share") == 0:
+                raise ConfigError("tries need validation pictures: leave validation_share = 0 out")
         shared = (self.settings, self.tries.settings if self.tries else {})
         for given in (*shared, *self.variants.values()):
             taken = [name for name in BY_THE_GRID if name in given and (name != "loss" or given in shared)]
@@ -159,8 +167,7 @@ class Grid(_Closed):
                 raise ConfigError(
                     f"the comparison was begun with other {what} ({was!r}, now {asked!r}): choose another --out"
                 )
-        lists = ("datasets", "backbones", "losses", "shots", "seeds")
-        joined = {name: tuple(dict.fromkeys((*before[name], *now[name]))) for name in lists}
+        joined = {name: tuple(dict.fromkeys((*before[name], *now[name]))) for name in LISTS}
         run = {loss: each.variants[loss] for each in (begun, grid) for loss in each.losses if loss in each.variants}
         return grid.model_copy(update={**joined, "variants": run})
 
@@ -180,12 +187,31 @@ class Grid(_Closed):
         return next(data for data in self.datasets if name_of(data) == name)
 
     def settings_of(self, loss: str) -> dict[str, Any]:
-        """Return the settings of a loss or variant, with the loss's name; raise ConfigError for one not known."""
+        """Return the settings of a loss or variant, with the loss's name."""
         classes = {} if self.classes is None else {"classes": self.classes}
         if loss in self.variants:
             return {**self.settings, **self.variants[loss], **classes}
-        loss_recipe(loss)
         return {**self.settings, **classes, "loss": loss}
+
+
+def _check_shape(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for names and lists that a grid cannot have, in the words of its file."""
+    settings = {*TrainingConfig.model_fields}
+    for name, value in values.items():
+        if name not in Grid.model_fields and name in settings:
+            raise ConfigError(f"'{name}' is a setting of cells: it stands below [settings], or in a variant")
+        if name not in Grid.model_fields:
+            known = ", ".join(Grid.model_fields)
+            raise ConfigError(f"a grid has no '{name}'{nearest_name(name, Grid.model_fields)}; it has {known}")
+        if name in LISTS and not isinstance(value, list | tuple):
+            raise ConfigError(f"'{name}' of the grid is a list: write {name} = [{json.dumps(value)}]")
+    for name, word, words in (("shots", "numbers from 1, or full", ("full",)), ("seeds", "numbers from 0", ())):
+        wrong = [each for each in values.get(name, ()) if not isinstance(each, int) and each not in words]
+        if wrong:
+            raise ConfigError(f"{name} cannot be {wrong[0]!r}: give {word}, separated by commas")
+    misplaced = settings & {*(values.get("tries") or ())} - {*Tries.model_fields}
+    if misplaced:
+        raise ConfigError(f"'{min(misplaced)}' is a setting of tries: it stands below [tries.settings]")
 
 
 def name_of(data: str) -> str:

@@ -152,7 +152,12 @@ def sharpened(vectors: Tensor, anchors: Tensor, power: float) -> Tensor:
     points = F.normalize(anchors, dim=1)
     centre = points.mean(dim=0)
     points = F.normalize(points - centre, dim=1)
-    cosines = F.linear(F.normalize(F.normalize(vectors, dim=1) - centre, dim=1), points)
+    if len(points) == points.shape[1]:
+        # OpenVINO 2026.4 may take a square matrix for its transpose in one of the two products: it gets a row of zeros.
+        points = F.pad(points, (0, 0, 0, 1))
+    cosines = F.normalize(F.normalize(vectors, dim=1) - centre, dim=1) @ points.T
+    # Only their ratios count; high powers of small numbers are 0 in float32, and sooner in int8.
+    cosines = cosines / cosines.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
     return F.normalize((cosines.sign() * cosines.abs() ** power) @ points, dim=1)
 
 

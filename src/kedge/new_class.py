@@ -25,8 +25,8 @@ class NewClass:
     """A class that was added: the nearest other anchor, how far it is, and what was known of the margin.
 
     Distances are Euclidean, of unit vectors when the model's distance is cosine. `margin` is the radius that training
-    kept for a class: an anchor nearer than that to another shares its pictures. `spread` is the mean distance of the
-    examples to their own anchor.
+    kept for a class, where the loss keeps one: an anchor nearer than that to another shares its pictures. `spread` is
+    the mean distance of the examples to their own anchor.
     """
 
     name: str
@@ -38,8 +38,8 @@ class NewClass:
 
     @property
     def crowded(self) -> bool:
-        """Whether the anchor lies within the margin of another."""
-        return self.margin is not None and self.distance < self.margin
+        """Whether the anchor lies within the margin of another, or nearer to it than to the examples."""
+        return self.distance < max(self.margin or 0.0, self.spread)
 
 
 def add_class(model: Model | str | Path, name: str, pictures: Sequence[str | Path]) -> tuple[Model, NewClass]:
@@ -101,7 +101,7 @@ def _margin(model: Model) -> float | None:
         return None
     if trained.get("loss") == "cam-sphere":
         return 1.0
-    if trained.get("loss") == "cam" and model.card.distance == "l2":
+    if trained.get("loss") == "cam" and model.card.distance == "l2" and trained.get("sharpening", 1.0) == 1.0:
         return float(trained["margin"])
     return None
 

@@ -24,7 +24,7 @@ from kedge.calibration import Calibration
 from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset, Split, load_dataset, place_of
 from kedge.defaults import resolve
-from kedge.errors import ConfigError, DatasetError, InputError, ModelError, PictureError
+from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError, PictureError
 from kedge.evaluation import evaluate_dataset, exhaustive_scores
 from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
@@ -73,6 +73,9 @@ def train(
             # Killed after the model was whole, before its unfinished self was cleared away.
             model = Model.load(out)
             asked = {"data": place_of(data), **config.model_dump(mode="json", exclude_unset=True, exclude_none=True)}
+            if config.precision == "auto":
+                # The card says which one it was.
+                asked.pop("precision", None)
             trained = model.card.trained
             _check_same(out, {name: value for name, value in asked.items() if name in trained}, trained)
             if not state:
@@ -120,6 +123,8 @@ def train(
         if resolved.features == "joint":
             network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
         encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
+        if not torch.isfinite(encoded.inputs).all():
+            raise DivergedError("the trained network makes embeddings that are not finite: lower the learning rate")
         learned = _learned_anchors(loss, recipe, resolved)
         if stored.sharpening > 1.0:
             around = torch.from_numpy(_anchors(dataset.classes, learned, encoded, "cosine").vectors)
@@ -198,7 +203,10 @@ def _begin(
     path = partial / SETTINGS_FILE
     if resume and path.is_file():
         trained_by = {name: value for name, value in asked.items() if name not in READ_OUT}
-        begun = json.loads(path.read_text("utf-8"))
+        try:
+            begun = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} cannot be read ({error}): remove {partial}, train anew") from error
         _check_same(partial, {name: value for name, value in trained_by.items() if name != "pictures"}, begun)
         if begun.get("pictures") != asked["pictures"]:
             # Pictures may have come to stand in another split: tested on, though trained on.
@@ -208,7 +216,9 @@ def _begin(
         lock = FileLock(partial / ".lock").acquire(blocking=False)
     except Timeout as error:
         raise InputError(f"another run writes to {partial}: wait for it, or choose another --out") from error
-    path.write_text(json.dumps(asked, indent=2), "utf-8")
+    # In one step: a run that is killed here can go on.
+    path.with_suffix(".new").write_text(json.dumps(asked, indent=2), "utf-8")
+    path.with_suffix(".new").replace(path)
     return lock
 
 

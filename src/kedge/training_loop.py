@@ -194,6 +194,8 @@ class _EpochLog(Callback):
             )
             if line["epoch"] == 1 and line.get("repeller") == 0.0:
                 self.bar.console.print("the repeller never acted: the anchors began further apart than 2 x margin")
+            if line["epoch"] == 1 and line["loss"] == 0.0:
+                self.bar.console.print("the loss is 0: no batch had a pair to learn from, give more pictures a class")
 
     def on_train_end(self, *_: Any) -> None:
         self.bar.stop()

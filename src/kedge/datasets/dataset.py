@@ -1,9 +1,11 @@
 """Dataset and Split: labelled pictures, divided so that equal content never stands on both sides."""
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -113,6 +115,30 @@ class Dataset:
         """Return its name and counts."""
         counts = {f"{name}_pictures": len(getattr(self, name)) for name in ("train", "validation", "test", "gallery")}
         return {"dataset": self.name, "class_count": len(self.classes), **counts}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell whether classes and pictures, however they are divided, are those of another day."""
+        contents = sorted({*self.gallery.hashes, *self.test.hashes})
+        return sha256(json.dumps([self.classes, contents]).encode()).hexdigest()[:16]
+
+    def of_classes(self, names: Collection[str]) -> "Dataset":
+        """Return the pictures of some of the classes; the others' are left out, and classes numbered anew."""
+        kept = [number for number, name in enumerate(self.classes) if name in names]
+        number_of = {before: now for now, before in enumerate(kept)}
+
+        def part(split: Split) -> Split:
+            chosen = split[np.flatnonzero(np.isin(split.labels, kept))]
+            return replace(chosen, labels=np.array([number_of[label] for label in chosen.labels], dtype=np.int64))
+
+        return replace(
+            self,
+            classes=tuple(self.classes[number] for number in kept),
+            train=part(self.train),
+            validation=part(self.validation),
+            test=part(self.test),
+            gallery=part(self.gallery),
+        )
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ LOSSES: dict[str, LossRecipe] = {
         LossRecipe(
             "contrastive",
             "pairs of a class drawn together, others pushed a margin apart",
-            "Hadsell et al., CVPR 2006",
+            "Hadsell et al., CVPR 2006, hinges not squared",
             _of_library("contrastive"),
             {**_RIVAL, "learning_rate": 1e-3, "weight_decay": 0.1},
             own_tries=({"margin": 0.5}, {"margin": 1.4}),
@@ -179,7 +179,7 @@ LOSSES: dict[str, LossRecipe] = {
         LossRecipe(
             "triplet",
             "semi-hard triplets: the own class nearer than another by a margin",
-            "arXiv:1503.03832",
+            "arXiv:1503.03832, distances not squared",
             _of_library("triplet"),
             {**_RIVAL, "learning_rate": 1e-3, "margin": 0.1},
             own_tries=({"margin": 0.2}, {"margin": 0.5}),
@@ -230,7 +230,7 @@ LOSSES: dict[str, LossRecipe] = {
         LossRecipe(
             "proxy-nca",
             "a proxy a class, the own one nearer than the others",
-            "arXiv:1703.07464",
+            "arXiv:1703.07464, the own proxy in the sum",
             _of_library("proxy-nca"),
             # Proxies learn ten times as fast as the network.
             {**_RIVAL, "anchor_rate": 10.0, "batch_size": 50, "weight_decay": 0.25},

@@ -1,4 +1,4 @@
-"""The losses of pytorch-metric-learning, with the settings that their authors recommend."""
+"""The losses of pytorch-metric-learning, as it has them; the settings are their authors' unless others are given."""
 
 import math
 from collections.abc import Callable
@@ -39,10 +39,11 @@ def metric_learning_loss(
         return kind(*arguments, margin=default if margin is None else margin, **options)
 
     if name == "contrastive":
-        # Hadsell, Chopra and LeCun, CVPR 2006, on unit vectors.
+        # Hadsell, Chopra and LeCun, CVPR 2006, on unit vectors; the library's hinges are not squared as theirs are.
         return MetricLearning(losses.ContrastiveLoss(pos_margin=0.0, neg_margin=1.0 if margin is None else margin))
     if name == "triplet":
-        # Schroff, Kalenichenko and Philbin, arXiv:1503.03832: margin 0.2, semi-hard triplets.
+        # Schroff, Kalenichenko and Philbin, arXiv:1503.03832: margin 0.2, semi-hard triplets; theirs is a margin
+        # between squared distances, the library's between distances.
         miner = with_margin(miners.TripletMarginMiner, 0.2, type_of_triplets="semihard")
         return MetricLearning(with_margin(losses.TripletMarginLoss, 0.2), miner)
     if name == "arcface":
@@ -56,7 +57,7 @@ def metric_learning_loss(
         # arXiv:2003.13911: margin 0.1, alpha 32.
         return MetricLearning(with_margin(losses.ProxyAnchorLoss, 0.1, num_classes, dim, alpha=scale or 32))
     if name == "proxy-nca":
-        # arXiv:1703.07464, on unit vectors with a scale of 3.
+        # arXiv:1703.07464, on unit vectors with a scale of 3; the library's sum has the own proxy in it.
         return MetricLearning(losses.ProxyNCALoss(num_classes, dim, softmax_scale=scale or 3))
     if name == "supcon":
         # arXiv:2004.11362: temperature 0.1.

@@ -17,8 +17,9 @@ EXPLAINED = (
     "Queries: test pictures; gallery: the whole training set unless a heading says otherwise; a gallery picture is "
     "relevant when it has the query's class. mAP counts what was not returned as missed. Exhaustive search by L2 and "
     "by cosine; P@k, R@1 and two-stage search (filed by nearest, one anchor probed) by the model's own distance, "
-    "the better of both on validation pictures; expanded: exhaustive by cosine, queries turned to the anchors of the "
-    "classes they look like. Percent, mean ± standard deviation of the seeds (divided by their number)."
+    "the better of both on validation pictures; looked at: the share of the gallery; expanded: exhaustive by cosine, "
+    "queries turned to the anchors of the classes they look like; validation: mAP of validation pictures in those "
+    "trained on, by the own distance. Percent, mean ± standard deviation of the seeds (divided by their number)."
 )
 
 
@@ -44,21 +45,31 @@ class _Group:
         said = f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         return f"{said} seed{'s' * (max(counts) > 1)}"
 
+    def said(self, column: str) -> str:
+        """Return what a column holds, and all that it holds where rows differ."""
+        found = {row.get(column, "unknown"): None for rows in self.by_loss.values() for row in rows}
+        return " or ".join(map(str, found))
 
-def comparison_tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return Markdown: a table for each data set, backbone and number of shots, ratios, cost, failures, settings."""
-    parts = ["# Losses compared", "", EXPLAINED, ""]
-    for table in _tables(rows, chosen):
+
+def comparison_tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return Markdown: a table for each data set, backbone and number of shots, ratios, cost, failures, settings.
+
+    rows: as in `results.csv`. variants: the settings of losses by another name.
+    """
+    parts = ["# Losses compared", "", EXPLAINED, "", *_failed(rows)]
+    for table in _tables(rows, variants):
         parts += [f"## {table.heading}", "", f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns)]
         parts += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
         parts.append("")
     return "\n".join(parts)
 
 
-def comparison_page(title: str, rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> str:
+def comparison_page(title: str, rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the same as one self-contained HTML file, with mAP against shots and against training time."""
-    parts = [f"<h1>{escape(title)}</h1>", f"<p class='soft'>{escape(EXPLAINED)}</p>", _plots(rows)]
-    for table in _tables(rows, chosen):
+    parts = [f"<h1>{escape(title)}</h1>", f"<p class='soft'>{escape(EXPLAINED)}</p>"]
+    parts += [f"<p class='doubt'>{escape(line)}</p>" for line in _failed(rows) if line]
+    parts.append(_plots(rows))
+    for table in _tables(rows, variants):
         heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in table.columns)
         lines = "".join(
             f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
@@ -69,6 +80,11 @@ def comparison_page(title: str, rows: Sequence[Row], chosen: Mapping[str, Mappin
             f"<tbody>{lines}</tbody></table></div>"
         )
     return frame(title, "\n".join(parts))
+
+
+def _failed(rows: Sequence[Row]) -> list[str]:
+    failed = sum(bool(row.get("failure")) for row in rows)
+    return [f"{failed} of {len(rows)} cells failed, and why stands at the end.", ""] if failed else []
 
 
 def _groups(rows: Iterable[Row]) -> list[_Group]:
@@ -83,7 +99,7 @@ def _groups(rows: Iterable[Row]) -> list[_Group]:
     ]
 
 
-def _tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> list[_Table]:
+def _tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> list[_Table]:
     tables = []
     for group in _groups(rows):
         tables.append(_retrieval(group, "", ""))
@@ -97,43 +113,54 @@ def _tables(rows: Sequence[Row], chosen: Mapping[str, Mapping[str, Any]]) -> lis
         named = ("dataset", "backbone", "loss", "shots", "seed", "failure")
         cells = tuple(tuple(str(row[name]) for name in named) for row in failed)
         tables.append(_Table("Cells that failed", ("data set", *named[1:-1], "reason"), cells))
-    if chosen:
-        said = tuple((loss, json.dumps(dict(settings))) for loss, settings in chosen.items())
-        tables.append(_Table("Settings chosen on validation pictures", ("loss", "settings"), said))
+    chosen = {row["loss"]: json.loads(row["tried"]) for row in rows if row.get("tried", "{}") != "{}"}
+    for heading, settings in (("Settings chosen on validation pictures", chosen), ("Variants", variants)):
+        said = tuple((loss, json.dumps(dict(given))) for loss, given in settings.items())
+        tables.append(_Table(heading, ("loss", "settings"), said))
     return [table for table in tables if table.rows]
 
 
 def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
-    columns = (
-        *("loss", "mAP (L2)", "mAP (cosine)", "P@20", "P@100", "R@1", "two-stage mAP", "P@20", "R@1", "looked at"),
-        *("expanded mAP", "R@1"),
-    )
-
     def own(figure: str, probed: str = "") -> Callable[[Row], float]:
         return lambda row: row[f"{prefix}{probed}{row['distance']}_{figure}"]
 
-    figures: list[Callable[[Row], float]] = [
-        lambda row: row[f"{prefix}l2_map"],
-        lambda row: row[f"{prefix}cosine_map"],
-        *(own(figure) for figure in ("p20", "p100", "r1")),
-        *(own(figure, "probed_") for figure in ("map", "p20", "r1", "scanned")),
-        *(lambda row, name=name: row.get(f"{prefix}expanded_{name}", np.nan) for name in ("map", "r1")),
-    ]
+    figures: dict[str, Callable[[Row], float]] = {
+        "mAP (L2)": lambda row: row[f"{prefix}l2_map"],
+        "mAP (cosine)": lambda row: row[f"{prefix}cosine_map"],
+        "P@20": own("p20"),
+        "P@100": own("p100"),
+        "R@1": own("r1"),
+        "two-stage mAP": own("map", "probed_"),
+        "two-stage P@20": own("p20", "probed_"),
+        "two-stage R@1": own("r1", "probed_"),
+        "looked at": own("scanned", "probed_"),
+        "expanded mAP": lambda row: row.get(f"{prefix}expanded_map", np.nan),
+        "expanded R@1": lambda row: row.get(f"{prefix}expanded_r1", np.nan),
+    }
+    if not prefix:
+        figures["validation"] = lambda row: row.get(f"validation_{row['distance']}_map", np.nan)
+    if prefix == "shots_":
+        # Of so few relevant pictures there are not k among any k.
+        too_many = [name for name in figures if "P@" in name and int(name.split("@")[1]) > int(group.shots)]
+        figures = {name: figure for name, figure in figures.items() if name not in too_many}
     lines = tuple(
-        (loss, *(_spread([100 * figure(row) for row in found]) for figure in figures))
+        (loss, *(_spread([100 * figure(row) for row in found]) for figure in figures.values()))
         for loss, found in group.by_loss.items()
     )
-    counts = next(iter(group.by_loss.values()))[0]
-    said = f" ({group.seeds()}, {counts['queries']} queries, gallery of {counts['gallery']})" if not prefix else ""
-    return _Table(f"{group.title}{what}{said}", columns, lines)
+    said = "" if prefix else f" ({group.seeds()}, {group.said('queries')} queries, gallery of {group.said('gallery')})"
+    left_out = max(row.get("left_out", 0) for found in group.by_loss.values() for row in found)
+    if left_out and not prefix:
+        said += f"; {left_out} that cannot be read left out"
+    return _Table(f"{group.title}{what}{said}", ("loss", *figures), lines)
 
 
 def _ratios(group: _Group) -> _Table:
     """The best loss with class anchors against the best other one, and against the best softmax read-out.
 
-    Of the means over seeds; ± is the standard deviation over the seeds that both have, each seed being one split.
+    The best by this figure itself. Of the means over seeds; ± is the standard deviation over the seeds that both have,
+    each seed being one split.
     """
-    columns = ("figure", "best with class anchors", "best other", "ratio", "ratio of 1 - mAP", "R@1, points")
+    columns = ("figure", "best with class anchors", "best of the others", "ratio", "ratio of 1 - mAP", "R@1, points")
     lines = []
     for prefix, what in (("", ""), ("shots_", ", gallery of the shots"), ("unseen_", ", unseen classes")):
         for figure, way in (("l2_map", "L2"), ("cosine_map", "cosine"), ("expanded_map", "expanded")):
@@ -146,12 +173,12 @@ def _ratios(group: _Group) -> _Table:
             anchored = [loss for loss in means if group.by_loss[loss][0]["learns_anchors"]]
             readouts = [loss for loss in means if group.by_loss[loss][0].get("features") == "softmax"]
             others = [loss for loss in means if loss not in anchored and loss not in readouts]
-            for rivals in (others, readouts):
+            for rivals, of in ((others, ""), (readouts, ", class probabilities")):
                 if anchored and rivals:
                     best, other = max(anchored, key=means.__getitem__), max(rivals, key=means.__getitem__)
                     own, their = (_recalls(group.by_loss[loss], prefix, way) for loss in (best, other))
                     cells = (
-                        f"mAP ({way}){what}",
+                        f"mAP ({way}){what}{of}",
                         f"{best} {100 * means[best]:.1f}",
                         f"{other} {100 * means[other]:.1f}",
                         _paired(maps[best], maps[other], lambda a, b: a / max(1e-9, b), ".3f"),
@@ -159,7 +186,8 @@ def _ratios(group: _Group) -> _Table:
                         _paired(own, their, lambda a, b: 100 * (a - b), "+.1f"),
                     )
                     lines.append(cells)
-    return _Table(f"{group.title}: class anchors against the best other loss", columns, tuple(lines))
+    heading = f"{group.title}: class anchors against the others, the best of each by the figure itself"
+    return _Table(heading, columns, tuple(lines))
 
 
 def _paired(
@@ -188,8 +216,8 @@ def _cost(group: _Group) -> _Table:
         )
         for loss, found in group.by_loss.items()
     )
-    first = next(iter(group.by_loss.values()))[0]
-    return _Table(f"{group.title}: cost on {first['device']}, {first['threads']} thread(s)", columns, lines)
+    on = f"{group.said('device')}, {group.said('threads')} thread(s)"
+    return _Table(f"{group.title}: cost on {on}", columns, lines)
 
 
 def _plots(rows: Sequence[Row]) -> str:
@@ -206,12 +234,15 @@ def _plots(rows: Sequence[Row]) -> str:
             spread = (float(np.mean(values)), float(np.std(values)))
             by_place.setdefault(place, {}).setdefault(loss, {})[group.shots] = spread
         figures.append(
-            (f"mAP against training time: {group.title}", plots.metric_by_time(points, losses, f"time{number}"))
+            (
+                f"mAP by the own distance against training time: {group.title}",
+                plots.metric_by_time(points, losses, f"time{number}"),
+            )
         )
     for number, (place, curves) in enumerate(by_place.items()):
         if any(len(curve) > 1 for curve in curves.values()):
             drawn = plots.metric_by_shots(curves, losses, f"shots{number}")
-            figures.insert(number, (f"mAP against shots: {place}", drawn))
+            figures.insert(number, (f"mAP by the own distance against shots: {place}", drawn))
     drawn = "".join(
         f"<figure class='card'><figcaption><b>{escape(heading)}</b></figcaption>"
         f"<div role='img' aria-label='{escape(heading)}'>{svg}</div></figure>"

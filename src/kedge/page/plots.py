@@ -42,6 +42,9 @@ VARIABLES = {
 }
 TERM_COLOURS = {"loss": INK, "attractor": ACCENT, "repeller": WARM, "norm_floor": VIOLET, "auxiliary": GREEN}
 MOST_NAMED = 40
+MARKERS = "osD^v*"
+# Letters of the legend's size that stand beside each other below a large plot.
+LEGEND_WIDTH = 72
 SMALL, LARGE = (4.0, 3.2), (5.4, 4.6)
 FAR = LinearSegmentedColormap.from_list("far", ["#0a2f42", ACCENT, "#7db9d3", "#dcebf2"])
 
@@ -136,14 +139,12 @@ def metric_by_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], los
     """Plot mAP (mean, deviation), shares, by shots: {loss: {shots: ...}}; each of `losses` has a colour of its own."""
     figure, axes = _axes(LARGE)
     shots = sorted({each for curve in curves.values() for each in curve}, key=_few_first)
-    colours = dict(zip(losses, _colours(len(losses)), strict=True))
+    looks = _looks(losses)
     for loss, curve in curves.items():
         own = sorted(curve, key=_few_first)
         places = [shots.index(each) for each in own]
         means, deviations = (100 * np.array(values) for values in zip(*map(curve.__getitem__, own), strict=True))
-        axes.errorbar(
-            places, means, deviations, color=colours[loss], marker=".", linewidth=1.6, capsize=3, label=_plain(loss)
-        )
+        axes.errorbar(places, means, deviations, **looks[loss], markersize=5, linewidth=1.6, capsize=3)
     axes.set_xticks(range(len(shots)), shots)
     axes.set(xlabel="pictures a class to train on", ylabel="mAP, %")
     return _with_legend(figure, axes, name)
@@ -156,17 +157,31 @@ def _few_first(shots: str) -> float:
 def metric_by_time(points: Mapping[str, tuple[float, float]], losses: Sequence[str], name: str) -> str:
     """Plot mAP, a share, against the seconds of training: {loss: (seconds, mAP)}."""
     figure, axes = _axes(LARGE)
-    colours = dict(zip(losses, _colours(len(losses)), strict=True))
+    looks = _looks(losses)
     for loss, (seconds, value) in points.items():
-        axes.scatter([seconds], [100 * value], color=colours[loss], s=40, label=_plain(loss))
+        axes.scatter([seconds], [100 * value], **looks[loss], s=40)
     axes.set(xlabel="seconds of training", ylabel="mAP, %")
     axes.set_xlim(0, 1.1 * max(seconds for seconds, _ in points.values()) or 1)
     return _with_legend(figure, axes, name)
 
 
+def _looks(losses: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker for each loss; a marker more once the colours are used up."""
+    colours = _colours(10)
+    return {
+        loss: {"color": colours[number % 10], "marker": MARKERS[number // 10 % len(MARKERS)], "label": _plain(loss, 40)}
+        for number, loss in enumerate(losses)
+    }
+
+
 def _with_legend(figure: Figure, axes: Axes, name: str) -> str:
+    """Draw with a legend below, its names in full and the figure as much taller as it has rows."""
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, labelcolor=SOFT, ncols=4)
+    labels = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, LEGEND_WIDTH // (max(map(len, labels)) + 5)))
+    width, height = LARGE
+    figure.set_size_inches(width, height + 0.18 * (-(-len(labels) // columns) - 1))
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, labelcolor=SOFT, ncols=columns)
     return _svg(figure, name)
 
 
