@@ -12,6 +12,7 @@ from PIL import Image
 import kedge
 from kedge import new_class
 from kedge.errors import InputError, PictureError
+from kedge.evaluation import load_for
 from kedge.model import Model
 from tests.models import colour_of, embed, make_model, projection
 from tests.pictures import draw_classes
@@ -84,6 +85,24 @@ def test_examples_are_never_queries_afterwards(model, tmp_path):
     path = plain(tmp_path / "y.png", colour_of(3))
     changed, _ = kedge.add_class(model, "yellow", [path])
     assert changed.splits() == {kedge.read_picture(path).content_hash: "train"}
+
+
+def test_a_model_of_the_first_classes_is_measured_on_these_and_on_those_added(tmp_path):
+    draw_classes(tmp_path / "photos", ["blue", "cyan", "green", "red"], each=10, size=32, seed=0)
+    model = make_model(tmp_path / "model", classes=["blue", "cyan"])
+    model.write_card(model.card.model_copy(update={"trained": {**model.card.trained, "classes": 2}}))
+    grown, _ = kedge.add_class(model, "red", sorted((tmp_path / "photos" / "red").iterdir())[:2])
+    dataset = load_for(grown, tmp_path / "photos")
+    assert dataset.classes == ("blue", "cyan", "red")
+    whole = kedge.load_dataset(tmp_path / "photos", membership=grown.splits())
+    for part in ("train", "validation", "test", "gallery"):
+        kept, every = getattr(dataset, part), getattr(whole, part)
+        assert [(path, dataset.classes[label]) for path, label in zip(kept.paths, kept.labels, strict=True)] == [
+            (path, whole.classes[label])
+            for path, label in zip(every.paths, every.labels, strict=True)
+            if whole.classes[label] != "green"
+        ]
+    assert kedge.evaluate(grown, tmp_path / "photos", probes=(1,)).classes == 3
 
 
 def test_mistakes_change_nothing(model, tmp_path):

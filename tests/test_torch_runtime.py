@@ -65,6 +65,22 @@ def test_sharpened_embeddings(sharpened, squares):
     same(sharpened, squares)
 
 
+@pytest.mark.parametrize("classes", [63, 64, 100])
+def test_sharpened_embeddings_are_the_same_by_every_runtime_for_any_number_of_classes(classes, squares, tmp_path):
+    """OpenVINO has taken a square matrix of anchors for its transpose."""
+    dim = 100 if classes == 100 else 64
+    anchors = torch.randn(classes, dim, generator=torch.Generator().manual_seed(1))
+    stored = StoredEmbedding(network(dim=dim, on_sphere=False), "embedding", anchors=anchors, sharpening=16.0)
+    model = model_of(tmp_path / "model", stored, loss="cam", dim=dim, sharpening=16.0)
+    same(model, squares)
+    by_graph, by_openvino = (
+        kedge.Encoder(model, runtime=name, threads=1).encode(squares, raw=True) for name in ("onnxruntime", "openvino")
+    )
+    np.testing.assert_allclose(by_openvino, by_graph, atol=1e-4)
+    # The sixteenth powers of small cosines are 0 in float32, were they not taken relative to the largest.
+    np.testing.assert_allclose(np.linalg.norm(by_graph, axis=1), 1, atol=1e-5)
+
+
 @pytest.mark.parametrize("features", ["pooled", "joint"])
 def test_other_features(features, squares, tmp_path):
     stored = StoredEmbedding(network(dim=DIM, on_sphere=True), features)

@@ -229,6 +229,12 @@ def test_tried_settings_are_fitted_to_the_pictures_and_given_ones_are_not(photos
     assert (frozen.learning_rate, frozen.weight_decay) == (0.001, 0.4)
 
 
+def test_pictures_are_enlarged_to_what_the_backbone_takes_also_where_a_size_is_given(photos):
+    dataset, recipe = kedge.load_dataset(photos), LOSSES["cam"]
+    assert resolve(TrainingConfig(image_size=16), recipe, dataset).image_size == 32
+    assert resolve(TrainingConfig(image_size=48), recipe, dataset).image_size == 48
+
+
 def test_a_length_that_is_asked_for_is_had_or_refused(photos):
     dataset = kedge.load_dataset(photos)
     usual = resolve(TrainingConfig(loss="cross-entropy"), LOSSES["cross-entropy"], dataset)
@@ -297,6 +303,24 @@ def test_stored_features(features, photos, tmp_path):
     model = kedge.train(photos, tmp_path / "model", features=features, **FAST)
     assert model.card.dim == {"pooled": 256, "joint": 256 + 8}[features]
     assert kedge.evaluate(model, photos).dim == model.card.dim
+
+
+def test_a_precision_left_open_is_no_other_setting(trained, photos):
+    again = kedge.train(photos, trained.folder, resume=True, **{**FAST, "precision": "auto"})
+    assert again.fingerprint == trained.fingerprint
+
+
+def test_settings_that_were_cut_off_are_told(photos, tmp_path):
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial" / "settings.json").write_text('{"loss": "ca')
+    with pytest.raises(InputError, match=r"settings\.json cannot be read.*train anew"):
+        kedge.train(photos, tmp_path / "model", resume=True, **FAST)
+
+
+def test_a_loss_without_a_pair_to_learn_from_is_told(photos, tmp_path, capsys):
+    settings = {**FAST, "epochs": 1, "quiet": False}
+    kedge.train(photos, tmp_path / "model", loss="triplet", shots=1, evaluate=False, **settings)
+    assert "no batch had a pair to learn from" in capsys.readouterr().err
 
 
 def test_one_network_is_made_several_models_of(photos, tmp_path):
