@@ -33,7 +33,8 @@ CHOSEN_ON = 9_000
 # Range of brightness in training views; a loss's recipe may have another, for networks from scratch that see many.
 USUAL_BRIGHTNESS = 0.4
 
-# Power that wins on validation pictures across data sets (docs/experiments.md).
+# Power that wins mAP on validation pictures across data sets; more wins a little more, and costs R@1 and strange
+# classes (docs/experiments.md).
 USUAL_SHARPENING = 1.5
 
 

@@ -30,7 +30,7 @@ p { margin:6px 0; max-width:70ch } a { color:var(--accent) }
 .scroll { overflow-x:auto }
 @media (min-width:1180px) { .wide { width:max-content; min-width:100%; max-width:calc(100vw - 40px); position:relative;
   left:50%; transform:translateX(-50%) } }
-.wide table { font-size:.84rem } .wide th, .wide td { padding:6px }
+.wide table { font-size:.84rem } .wide th, .wide td { padding:6px } .wide thead th { white-space:normal; vertical-align:bottom }
 table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-numeric:tabular-nums }
 th, td { text-align:right; padding:6px 10px; border-bottom:1px solid var(--line); white-space:nowrap }
 th:first-child, td:first-child { text-align:left } thead th { color:var(--soft); font-weight:560 }

@@ -176,7 +176,10 @@ def _looks(losses: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _with_legend(figure: Figure, axes: Axes, name: str) -> str:
     """Draw with a legend below, its names in full and the figure as much taller as it has rows."""
-    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    # Losses lie close: not from 0, but over 2 points at least.
+    least, most = axes.get_ylim()
+    least = max(0, min(least, most - 2))
+    axes.set_ylim(least, most + 0.04 * (most - least))
     labels = axes.get_legend_handles_labels()[1]
     columns = max(1, min(4, LEGEND_WIDTH // (max(map(len, labels)) + 5)))
     width, height = LARGE
