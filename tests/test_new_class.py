@@ -71,15 +71,6 @@ def test_of_two_that_add_at_once_none_is_lost(model, tmp_path, monkeypatch):
         assert grown.card.classes[int(grown.search_anchors.nearest(vector)[0])] == name
 
 
-def test_the_margin_is_that_of_the_embedding_alone(tmp_path):
-    for features, margin in (("embedding", 1.0), ("joint", None), ("pooled", None)):
-        model = make_model(tmp_path / features, classes=CLASSES, distance="cosine")
-        trained = {"loss": "cam-sphere", "features": features}
-        model.write_card(model.card.model_copy(update={"trained": trained}))
-        _, added = kedge.add_class(model.folder, "yellow", [plain(tmp_path / "y.png", colour_of(3))])
-        assert added.margin == margin
-
-
 def test_examples_are_never_queries_afterwards(model, tmp_path):
     (model.folder / "splits.json").write_text(json.dumps({"train": [], "validation": [], "test": []}))
     path = plain(tmp_path / "y.png", colour_of(3))
@@ -160,6 +151,24 @@ def test_a_class_whose_examples_lie_further_than_another_is_crowded_by_any_loss(
     assert added.margin is None
     assert (added.nearest, added.crowded) == ("red", True)
     assert added.distance < added.spread
+
+
+@pytest.mark.parametrize(
+    ("trained", "distance", "margin"),
+    [
+        ({"loss": "cam-sphere"}, "cosine", 1.0),
+        ({"loss": "cam-sphere", "features": "joint"}, "cosine", None),
+        ({"loss": "cam", "margin": 8.0}, "l2", 8.0),
+        ({"loss": "cam", "margin": 8.0, "sharpening": 6.0}, "l2", None),  # its vectors are of unit length
+        ({"loss": "cam", "margin": 8.0}, "cosine", None),
+        ({"loss": "center"}, "l2", None),
+    ],
+)
+def test_a_margin_is_known_where_the_loss_kept_one_among_the_stored_vectors(trained, distance, margin, tmp_path):
+    model = make_model(tmp_path / "model", classes=CLASSES, distance=distance)
+    model.write_card(model.card.model_copy(update={"trained": trained}))
+    path = plain(tmp_path / "yellow.png", colour_of(3))
+    assert kedge.add_class(model, "yellow", [path])[1].margin == margin
 
 
 def test_a_gallery_takes_a_new_class_over_without_reading_a_picture(tmp_path):

@@ -317,6 +317,14 @@ def test_settings_that_were_cut_off_are_told(photos, tmp_path):
         kedge.train(photos, tmp_path / "model", resume=True, **FAST)
 
 
+def test_embeddings_that_are_not_finite_are_told(photos, tmp_path, monkeypatch):
+    pool = Network.pool
+    monkeypatch.setattr(Network, "pool", lambda network, pictures: pool(network, pictures) * float("nan"))
+    with pytest.raises(DivergedError, match="embeddings that are not finite"):
+        kedge.train(photos, tmp_path / "model", loss="none", **FAST)
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_loss_without_a_pair_to_learn_from_is_told(photos, tmp_path, capsys):
     settings = {**FAST, "epochs": 1, "quiet": False}
     kedge.train(photos, tmp_path / "model", loss="triplet", shots=1, evaluate=False, **settings)
