@@ -31,7 +31,19 @@ LAYERS = [
     {"model"},
     {"calibration"},
     {"ranking"},
-    {"anchors", "hits", "keys", "picture", "metrics", "config", "progress", "runtime", "archives", "stores"},
+    {
+        "anchors",
+        "hits",
+        "keys",
+        "picture",
+        "metrics",
+        "config",
+        "progress",
+        "runtime",
+        "archives",
+        "stores",
+        "csv_table",
+    },
     {"cores", "errors"},
 ]
 WITH_TORCH = {

@@ -8,8 +8,6 @@ report.html     the same with plots
 models/         a model folder a cell
 """
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -29,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from kedge.config import READ_OUT
 from kedge.cores import own_cores
+from kedge.csv_table import Row, put_row, read_header, read_rows, write_whole
 from kedge.datasets import PUBLISHED, load_dataset
 from kedge.errors import ConfigError, InputError, KedgeError
 from kedge.grid import Cell, Grid, Shots, name_of
@@ -49,11 +48,6 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
 # Columns that say which cell a row is of, and which try.
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
 TRIED = ("dataset", "loss", "settings")
-# Columns that hold words, also where these look like numbers.
-TEXTS = frozenset(
-    (*KEY[:-1], "settings", "tried", "failure", "pictures", "device", "precision", "kedge", "torch", "date")
-)
-Row = dict[str, Any]
 OnRow = Callable[[str, Row, int, int], None]
 # Its name, what its process is told, and what is done with its row.
 _Job = tuple[str, Row, Callable[[Row], Row]]
@@ -98,7 +92,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / LOCK, blocking=False):
-            _write_whole(out / GRID, asked.model_dump_json(indent=2))
+            write_whole(out / GRID, asked.model_dump_json(indent=2))
             for data in PUBLISHED.keys() & {*grid.datasets, grid.tries and grid.tries.dataset}:
                 # Before several cells would all fetch it. One that cannot be had is told by its cells.
                 with suppress(KedgeError):
@@ -108,7 +102,7 @@ def compare(
             try:
                 _run_cells(grid, out, runner, chosen, hopeless, keep_models)
             finally:
-                comparison = Comparison(out, tuple(_ordered(grid, _read(out / RESULTS))), chosen)
+                comparison = Comparison(out, tuple(_ordered(grid, read_rows(out / RESULTS))), chosen)
                 _write_pages(asked, out)
     except Timeout as error:
         raise InputError(f"another comparison writes to {out}: wait for it, or choose another --out") from error
@@ -127,7 +121,7 @@ def _begun(out: Path) -> Grid | None:
             raise InputError(f"{out} holds something that is no comparison: choose another --out")
         return None
     for table, key in ((RESULTS, KEY), (TRIES, TRIED)):
-        missing = set(key) - set(_header(out / table))
+        missing = set(key) - set(read_header(out / table))
         if missing and (out / table).is_file():
             raise InputError(f"{out / table} has no column '{min(missing)}' any more: put it back, or remove the file")
     try:
@@ -138,7 +132,7 @@ def _begun(out: Path) -> Grid | None:
 
 def _check_pictures(grid: Grid, out: Path) -> None:
     """Raise ConfigError when a data set that rows were measured on has other pictures by now."""
-    measured = {row["dataset"]: row["pictures"] for row in _read(out / RESULTS) if row.get("pictures")}
+    measured = {row["dataset"]: row["pictures"] for row in read_rows(out / RESULTS) if row.get("pictures")}
     for data in grid.datasets:
         if name_of(data) in measured:
             try:
@@ -157,7 +151,7 @@ def _run_cells(
     hopeless: Mapping[str, str],
     keep_models: bool,
 ) -> None:
-    rows = {_cell_of(row): row for row in _read(out / RESULTS) if not row.get("failure")}
+    rows = {_cell_of(row): row for row in read_rows(out / RESULTS) if not row.get("failure")}
     cells = grid.cells()
 
     def is_done(cell: Cell) -> bool:
@@ -182,7 +176,7 @@ def _run_cells(
 
     def keep(cell: Cell, state: Path, others: set[Cell], measured: Row) -> Row:
         row = {**asdict(cell), "failure": "", "tried": _said(chosen.get(cell.loss, {})), **measured}
-        _append(out / RESULTS, row, KEY)
+        put_row(out / RESULTS, row, KEY)
         if not row["failure"]:
             others.discard(cell)
             if not others:
@@ -202,7 +196,7 @@ def _run_cells(
         state = out / MODELS / f"{first}.partial"
         if cell.loss in hopeless and not is_done(cell):
             reason = f"none of its tries succeeded: {hopeless[cell.loss]}"
-            _append(out / RESULTS, {**asdict(cell), "failure": reason, "tried": _said({})}, KEY)
+            put_row(out / RESULTS, {**asdict(cell), "failure": reason, "tried": _said({})}, KEY)
         elif not is_done(cell):
             if cell in rows:
                 # A try that had failed has won since: the model is of other settings.
@@ -260,7 +254,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> tuple[dict[str
 
 
 def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
-    return {(row["loss"], row["settings"]): row for row in _read(out / TRIES)}
+    return {(row["loss"], row["settings"]): row for row in read_rows(out / TRIES)}
 
 
 def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> _Job:
@@ -275,7 +269,7 @@ def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> _Job:
 
     def keep(measured: Row) -> Row:
         row = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": "", **measured}
-        _append(out / TRIES, row, TRIED)
+        put_row(out / TRIES, row, TRIED)
         shutil.rmtree(folder, ignore_errors=True)
         return row
 
@@ -374,57 +368,9 @@ def _ordered(grid: Grid, rows: Iterable[Row]) -> list[Row]:
     return [of_cell[cell] for cell in grid.cells() if cell in of_cell]
 
 
-def _read(path: Path) -> list[Row]:
-    """Return the rows of a table; numbers as numbers, empty cells left out."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: value if name in TEXTS else _number(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _header(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
-
-
-def _number(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        with suppress(ValueError):
-            return float(text)
-        return text
-
-
-def _append(path: Path, row: Row, key: Sequence[str]) -> None:
-    """Add a row in place of one with the same key, and its columns where they are new; on disk when this returns."""
-    rows = [known for known in _read(path) if any(str(known.get(part)) != str(row[part]) for part in key)]
-    columns = list(dict.fromkeys([*_header(path), *row]))
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*rows, row])
-    _write_whole(path, table.getvalue())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file in one step, on disk when this returns."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _write_pages(asked: Grid, out: Path) -> None:
     """Write the tables of all that was asked for so far, be it by other calls."""
-    rows = _ordered(asked, _read(out / RESULTS))
+    rows = _ordered(asked, read_rows(out / RESULTS))
     title = f"Losses compared on {', '.join(name_of(data) for data in asked.datasets)}"
     (out / TABLES).write_text(comparison_tables(rows, asked.variants), "utf-8")
     (out / PAGE).write_text(comparison_page(title, rows, asked.variants), "utf-8")

@@ -1,0 +1,80 @@
+"""CSV table: rows by column name, replaced by their key, always whole on disk."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Row", "put_row", "read_header", "read_rows", "write_whole"]
+
+Row = dict[str, Any]
+# Columns that hold words, also where these look like numbers.
+TEXTS = frozenset(
+    (
+        "dataset",
+        "backbone",
+        "loss",
+        "shots",
+        "settings",
+        "tried",
+        "failure",
+        "pictures",
+        "device",
+        "precision",
+        "kedge",
+        "torch",
+        "date",
+    )
+)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a table; numbers as numbers, empty cells left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: value if name in TEXTS else _number(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the names of the columns; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        with suppress(ValueError):
+            return float(text)
+        return text
+
+
+def put_row(path: Path, row: Row, key: Sequence[str]) -> None:
+    """Add a row in place of one with the same key, and its columns where they are new; on disk when this returns."""
+    rows = [known for known in read_rows(path) if any(str(known.get(part)) != str(row[part]) for part in key)]
+    columns = list(dict.fromkeys([*read_header(path), *row]))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*rows, row])
+    write_whole(path, table.getvalue())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step, on disk when this returns."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
