@@ -50,6 +50,8 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
         ({"variants": {"mine": {"loss": "cam", "shots": 3}}}, "'shots' stands"),
         ({"losses": ["mine"], "variants": {"mine": {"loss": "nothing"}}}, "no loss is named 'nothing'"),
         ({"variants": {"cam": {"margin": 2.0}}}, "the variant 'cam' names no loss"),
+        ({"losses": ["cam", "triplet"], "settings": {"scale": 2.0}}, "'scale' is no setting of the loss cam"),
+        ({"losses": ["mine"], "variants": {"mine": {"loss": "none", "margin": 2.0}}}, "it has none of the kind"),
         ({"tries": {"settings": {"loss": "cam"}}}, "'loss' stands in the grid's settings"),
         ({"shots": [0]}, "shots cannot be 0"),
         ({"shots": ["few"]}, "shots cannot be 'few': give numbers from 1, or full"),

@@ -165,7 +165,7 @@ def losses(json_: Json = False) -> None:
     from kedge.losses import LOSSES
 
     for recipe in LOSSES.values():
-        told = {"name": recipe.name, "summary": recipe.summary, "source": recipe.source}
+        told = {"name": recipe.name, "summary": recipe.summary, "source": recipe.source, "settings": recipe.reads}
         print(json.dumps(told) if json_ else f"{recipe.name:<17} {recipe.summary} ({recipe.source})")
 
 

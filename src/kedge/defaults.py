@@ -76,6 +76,7 @@ def resolve(
         "batch_size": min(open_settings["batch_size"], max(16, count // 16)),
         "flip": dataset.mirror,
     }
+    recipe.check(config.model_dump(exclude_none=True))
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
         raise ConfigError("the loss none takes the backbone as it is: leave features and freeze_backbone out")
     if recipe.build is None and config.head == "linear":

@@ -115,7 +115,9 @@ class Grid(_Closed):
                 hint = nearest_name(name, known)
                 raise ConfigError(f"no loss or variant is named '{name}'{hint}: there are {', '.join(known)}")
             settings = self.settings_of(name)
-            loss_recipe(str(settings["loss"]))
+            recipe = loss_recipe(str(settings["loss"]))
+            for given in (self.settings, self.variants.get(name, {}), self.tries.settings if self.tries else {}):
+                recipe.check(given)
             if self.tries and {**settings, **self.tries.settings}.get("validation_share") == 0:
                 raise ConfigError("tries need validation pictures: leave validation_share = 0 out")
         shared = (self.settings, self.tries.settings if self.tries else {})

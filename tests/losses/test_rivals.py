@@ -8,15 +8,27 @@ import torch
 
 from kedge.config import TrainingConfig
 from kedge.errors import ConfigError
-from kedge.losses import LOSSES, AdaFace, CenterLoss, loss_recipe
+from kedge.losses import LOSSES, AdaFace, CenterLoss, ClassAnchorMargin, loss_recipe
 
 TRAINED = sorted(name for name, recipe in LOSSES.items() if recipe.build is not None)
 
 
-def built(name, num_classes=5, dim=8):
+# Settings that not every loss has, at values that are nobody's own.
+OF_LOSSES = {
+    "margin": 0.7,
+    "scale": 7.0,
+    "least_norm": 100.0,
+    "anchor_start": "random",
+    "learnable_anchors": False,
+    "reduction": "mean",
+    "label_smoothing": 0.3,
+}
+
+
+def built(name, num_classes=5, dim=8, **given):
     recipe = LOSSES[name]
     torch.manual_seed(0)
-    return recipe.build(num_classes, dim, TrainingConfig(**recipe.settings))
+    return recipe.build(num_classes, dim, TrainingConfig(**{**recipe.settings, **given}))
 
 
 def drawn(count=12, dim=8, classes=5, seed=0):
@@ -127,6 +139,26 @@ def test_the_margin_of_arcface_is_an_angle_in_radians():
         cosines[label] = math.cos(math.acos(cosines[label]) + 0.3)
         total += math.log(sum(math.exp(10 * c) for c in cosines)) - 10 * cosines[label]
     assert found == pytest.approx(total / 12, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("setting", OF_LOSSES)
+def test_a_loss_takes_the_settings_that_change_it_and_no_others(name, setting):
+    value = name == "fixed-anchors" if setting == "learnable_anchors" else OF_LOSSES[setting]
+
+    def told(loss):
+        with torch.no_grad():
+            if isinstance(loss, ClassAnchorMargin):
+                loss.anchors *= 0.5  # near enough for all to repel each other
+            return float(loss(*drawn())), [float(parameter.norm()) for parameter in loss.parameters()]
+
+    recipe, usual = LOSSES[name], told(built(name))
+    assert (setting in recipe.reads) == (usual != told(built(name, **{setting: value})))
+    if setting in recipe.reads:
+        recipe.check([setting, "epochs"])
+    else:
+        with pytest.raises(ConfigError, match=f"'{setting}' is no setting of the loss {name}: leave it out"):
+            recipe.check(["epochs", setting])
 
 
 def test_no_loss_tries_its_own_settings_twice():

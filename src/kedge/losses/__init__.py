@@ -1,6 +1,6 @@
 """The losses by name: how each is built, and the settings it is best trained with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +61,17 @@ class LossRecipe:
     learns_anchors: bool = False
     classifies: bool = False
     """It has a linear classifier on the embedding, whose probabilities can be stored: `features="softmax"`."""
+    reads: tuple[str, ...] = ()
+    """Which of the settings that not every loss has go into it."""
     own_tries: tuple[Mapping[str, Any], ...] = ()
     """Other values of its main setting, tried when settings are chosen on validation pictures."""
+
+    def check(self, given: Iterable[str]) -> None:
+        """Raise ConfigError when one of the settings given by name goes into other losses alone."""
+        foreign = sorted({*given} & ({name for recipe in LOSSES.values() for name in recipe.reads} - {*self.reads}))
+        if foreign:
+            known = f"of these it has {', '.join(self.reads)}" if self.reads else "it has none of the kind"
+            raise ConfigError(f"'{foreign[0]}' is no setting of the loss {self.name}: leave it out; {known}")
 
     def tries(self) -> tuple[tuple[Mapping[str, Any], ...], ...]:
         """Return the settings to try, stage by stage: the best of a stage is kept for the next."""
@@ -115,7 +124,8 @@ _SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "he
 _RIVAL = {**_SHARED, "auxiliary": 0.0}
 _SGD = {**_RIVAL, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 0.02}
 # Squared distances to anchors underfit: views as bright as the pictures are get further than varied ones.
-_ANCHORS = {"margin": 8.0, "least_norm": 1.0, "anchor_start": "auto", "learnable_anchors": True, "brightness": 0.0}
+_ANCHORS = {"margin": 8.0, "anchor_start": "auto", "learnable_anchors": True, "brightness": 0.0}
+_ANCHORS_READ = ("margin", "anchor_start", "learnable_anchors", "reduction")
 
 LOSSES: dict[str, LossRecipe] = {
     recipe.name: recipe
@@ -129,6 +139,7 @@ LOSSES: dict[str, LossRecipe] = {
             few_picture_settings={"mixup": 1.0, "weight_decay": 0.5},
             on_sphere=True,
             learns_anchors=True,
+            reads=_ANCHORS_READ,
             own_tries=({"auxiliary": 0.1}, {"auxiliary": 1.0}),
         ),
         LossRecipe(
@@ -139,6 +150,7 @@ LOSSES: dict[str, LossRecipe] = {
             {**_SHARED, **_ANCHORS, "auxiliary": 0.0},
             few_picture_settings={"mixup": 1.0},
             learns_anchors=True,
+            reads=(*_ANCHORS_READ, "least_norm"),
             own_tries=({"margin": 4.0}, {"margin": 16.0}),
         ),
         LossRecipe(
@@ -156,6 +168,7 @@ LOSSES: dict[str, LossRecipe] = {
                 "batch_size": 100,
             },
             few_picture_settings={"weight_decay": 0.02},
+            reads=("label_smoothing",),
             own_tries=({"label_smoothing": 0.0}, {"label_smoothing": 0.2}),
             classifies=True,
         ),
@@ -165,6 +178,7 @@ LOSSES: dict[str, LossRecipe] = {
             "Wen et al., ECCV 2016",
             _center,
             {**_RIVAL, "label_smoothing": 0.1, "scale": 0.01},
+            reads=("scale", "label_smoothing"),
             own_tries=({"scale": 0.001}, {"scale": 0.003}),
             classifies=True,
         ),
@@ -174,6 +188,7 @@ LOSSES: dict[str, LossRecipe] = {
             "Hadsell et al., CVPR 2006, hinges not squared",
             _of_library("contrastive"),
             {**_RIVAL, "learning_rate": 1e-3, "weight_decay": 0.1},
+            reads=("margin",),
             own_tries=({"margin": 0.5}, {"margin": 1.4}),
         ),
         LossRecipe(
@@ -182,6 +197,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1503.03832, distances not squared",
             _of_library("triplet"),
             {**_RIVAL, "learning_rate": 1e-3, "margin": 0.1},
+            reads=("margin",),
             own_tries=({"margin": 0.2}, {"margin": 0.5}),
         ),
         LossRecipe(
@@ -191,6 +207,7 @@ LOSSES: dict[str, LossRecipe] = {
             _of_library("arcface"),
             {**_SGD, "weight_decay": 0.005},
             few_picture_settings={"weight_decay": 0.02},
+            reads=("margin", "scale"),
             own_tries=({"scale": 16.0}, {"scale": 32.0}),
         ),
         LossRecipe(
@@ -199,6 +216,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1801.09414",
             _of_library("cosface"),
             {**_RIVAL, "scale": 16.0},
+            reads=("margin", "scale"),
             own_tries=({"scale": 32.0}, {"scale": 64.0}),
         ),
         LossRecipe(
@@ -208,6 +226,7 @@ LOSSES: dict[str, LossRecipe] = {
             _adaface,
             {**_RIVAL, "scale": 16.0, "weight_decay": 0.25},
             few_picture_settings={"weight_decay": 0.5},
+            reads=("margin", "scale"),
             own_tries=({"scale": 32.0}, {"scale": 64.0}),
         ),
         LossRecipe(
@@ -217,6 +236,7 @@ LOSSES: dict[str, LossRecipe] = {
             _class_anchor_margin(sphere=False),
             {**_RIVAL, **_ANCHORS, "learnable_anchors": False, "weight_decay": 0.1, "batch_size": 50},
             learns_anchors=True,
+            reads=(*_ANCHORS_READ, "least_norm"),
             own_tries=({"margin": 4.0}, {"margin": 16.0}),
         ),
         LossRecipe(
@@ -225,6 +245,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:2003.13911",
             _of_library("proxy-anchor"),
             {**_SGD, "anchor_rate": 100.0, "weight_decay": 0.005, "scale": 16.0, "batch_size": 50},
+            reads=("margin", "scale"),
             own_tries=({"scale": 32.0}, {"anchor_rate": 10.0}),
         ),
         LossRecipe(
@@ -235,6 +256,7 @@ LOSSES: dict[str, LossRecipe] = {
             # Proxies learn ten times as fast as the network.
             {**_RIVAL, "anchor_rate": 10.0, "batch_size": 50, "weight_decay": 0.25},
             few_picture_settings={"weight_decay": 0.5},
+            reads=("scale",),
             own_tries=({"scale": 10.0}, {"anchor_rate": 100.0}),
         ),
         LossRecipe(
@@ -243,6 +265,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:2004.11362",
             _of_library("supcon"),
             {**_RIVAL, "weight_decay": 0.1},
+            reads=("scale",),
             own_tries=({"scale": 5.0}, {"scale": 20.0}),
         ),
         LossRecipe(
@@ -251,6 +274,7 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1904.06627",
             _of_library("multi-similarity"),
             {**_RIVAL, "scale": 20.0},
+            reads=("scale",),
             own_tries=({"scale": 50.0}, {"scale": 100.0}),
         ),
         LossRecipe(
