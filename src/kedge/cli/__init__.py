@@ -1,0 +1,103 @@
+"""The command line: a command parses, calls one function and prints.
+
+Results go to stdout, progress to stderr. A user's mistake is one line that says the remedy: exit code 2 for input that
+cannot be used, 1 for work that failed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import kedge
+from kedge.cli import galleries, models
+from kedge.cli.options import Json, listed
+from kedge.errors import KedgeError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="kedge",
+    help="Image retrieval with learned class anchors: train, evaluate, index and search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+app.add_typer(models.commands)
+app.add_typer(galleries.commands)
+
+# What only `kedge[train]` brings.
+TRAINING_PARTS = (
+    "lightning",
+    "onnx",
+    "onnxscript",
+    "pytorch_metric_learning",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
+
+def main() -> None:
+    """Run the command line; turn Kedge's errors into one line and an exit code."""
+    try:
+        app()
+    except KedgeError as error:
+        print(f"kedge: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_PARTS:
+            raise
+        print(f"kedge: this needs {error.name}: pip install 'kedge[train]'", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as end:
+        # Typer's for Ctrl-C, of which it says nothing.
+        if end.code == 130:
+            print("kedge: stopped; what was finished is kept (`kedge train` goes on with --resume)", file=sys.stderr)
+        raise
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing is wrong.
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        said = ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or str(error))))
+        print(f"kedge: {said}: check that it can be read and written, and has room", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo"),
+) -> None:
+    """Run the main job on handwritten digits: train, evaluate, file, search; prints where to look."""
+    from kedge.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def info(
+    target: Annotated[Path, typer.Argument(help="A model or a gallery folder.")],
+    json_: Json = False,
+) -> None:
+    """Say what a model or a gallery holds."""
+    said = _info(target)
+    if json_:
+        print(json.dumps(said))
+        return
+    scores = {f"{split} scores": figures for split, figures in said.pop("scores", {}).items()}
+    for name, value in (said | scores).items():
+        print(f"{name:<17} {listed(value)}")
+
+
+def _info(target: Path) -> dict[str, Any]:
+    from kedge.model import CARD
+
+    if (target / CARD).is_file():
+        return kedge.Model.load(target).info()
+    with kedge.Gallery.open(target) as gallery:
+        return gallery.info()

@@ -1,0 +1,24 @@
+"""Options that several commands have, and how values are printed."""
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["Expand", "Json", "Runtime", "listed"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
+
+Expand = Annotated[bool, typer.Option("--expand", help="Turn queries to the anchors of the classes they look like.")]
+
+Runtime = Annotated[str, typer.Option(help="What runs the model: auto (the fastest), onnxruntime, openvino or torch.")]
+
+
+def listed(value: Any) -> str:
+    """Return a value in one line: numbers to four places, lists by commas."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figure(inner)}" for name, inner in value.items()) or "-"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else _figure(value)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
