@@ -8,7 +8,7 @@ import numpy as np
 from kedge.config import TrainingConfig
 from kedge.datasets import Dataset, Split
 from kedge.errors import ConfigError, DatasetError, PictureError
-from kedge.losses import LossRecipe
+from kedge.losses import USUAL_BRIGHTNESS, LossRecipe
 from kedge.network import SMALL_BACKBONE, accepts_any_size, check_backbone, least_image_size
 from kedge.picture import read_picture
 
@@ -29,9 +29,6 @@ FEW_PICTURES, MANY_EPOCHS = 1_600, 100
 # counts is over how many epochs (X. Wang, L. Aitchison, arXiv:2405.13698): the more pictures, the less decay. With five
 # times as many two of three losses gain a fifth of their mAP by it, or more (docs/experiments.md). Fewer: not tried.
 CHOSEN_ON = 9_000
-
-# Range of brightness in training views; a loss's recipe may have another, for networks from scratch that see many.
-USUAL_BRIGHTNESS = 0.4
 
 # Power that wins mAP on validation pictures across data sets; more wins a little more, and costs R@1 and strange
 # classes (docs/experiments.md).

@@ -16,6 +16,7 @@ from kedge.losses.metric_learning import metric_learning_loss
 
 __all__ = [
     "LOSSES",
+    "USUAL_BRIGHTNESS",
     "AdaFace",
     "CenterLoss",
     "ClassAnchorMargin",
@@ -27,7 +28,7 @@ __all__ = [
 
 
 # Every loss gets the same tries of optimiser, rate and decay, and its own ones where they are others; then as many of
-# its main setting, then a smaller batch.
+# its main setting, then a smaller batch, then views that vary in brightness where its own do not, or the other way.
 OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
     {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay, "batch_size": 100}
     for optimizer, rate, decay in (
@@ -40,6 +41,9 @@ OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
     )
 )
 BATCH_TRIES: tuple[Mapping[str, Any], ...] = ({"batch_size": 50},)
+
+# Range of brightness in training views, where a loss's recipe has none of its own.
+USUAL_BRIGHTNESS = 0.4
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class LossRecipe:
         if not self.build:
             return ()
         own = {name: self.settings[name] for name in ("optimizer", "learning_rate", "weight_decay")}
-        return (*OPTIMISER_TRIES, {**own, "batch_size": 100}), self.own_tries, BATCH_TRIES
+        other = 0.0 if self.settings.get("brightness", USUAL_BRIGHTNESS) else USUAL_BRIGHTNESS
+        light = ({"brightness": other},)
+        return (*OPTIMISER_TRIES, {**own, "batch_size": 100}), self.own_tries, BATCH_TRIES, light
 
 
 def _class_anchor_margin(sphere: bool) -> Callable[[int, int, TrainingConfig], nn.Module]:
