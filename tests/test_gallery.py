@@ -86,7 +86,9 @@ def test_create_refuses_what_is_there(tmp_path, model):
 
 
 def test_a_failed_create_leaves_nothing(tmp_path, model, monkeypatch):
-    monkeypatch.setattr("kedge.gallery.PicturesTable.create", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "kedge.gallery_folder.PicturesTable.create", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(GalleryError, match="disk full"):
         Gallery.create(tmp_path / "gallery", model)
     assert list(tmp_path.iterdir()) == []

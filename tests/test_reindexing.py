@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -65,8 +66,21 @@ def test_a_new_model_takes_over(setting):
     assert gallery.check() == []
     assert not (folder / "gallery" / TABLE).exists()
     assert not (folder / "gallery" / MODEL).exists()
-    with pytest.raises(GalleryError, match=f"went over to model {new.fingerprint}"):
-        other.search(query, 1)
+    for use in (
+        lambda: other.search(query, 1),
+        lambda: other.add(query),
+        lambda: other.remove(["a"]),
+        lambda: other.restore(1),
+        lambda: other.reindex(new),
+        other.compact,
+        other.count,
+        other.info,
+        other.check,
+        other.versions,
+        other.duplicates,
+    ):
+        with pytest.raises(GalleryError, match="went over to another model meanwhile: open it again"):
+            use()
     with Gallery.open(folder / "gallery") as again:
         assert again.model.fingerprint == new.fingerprint
         assert again.check() == []
@@ -94,7 +108,70 @@ def test_a_kill_just_after_the_switch_leaves_a_whole_gallery(setting, monkeypatc
     with Gallery.open(folder / "gallery") as again:
         again.compact()
         assert again.check() == []
-        assert {path.name for path in again.folder.iterdir()} == {"gallery.json", again._folder.part}
+        kept = {path.name for path in again.folder.iterdir()}
+        assert kept == {"gallery.json", again._folder.part, ".writing", ".reindexing"}
+
+
+def test_what_is_added_while_a_model_takes_over_is_kept_or_refused(setting, monkeypatch):
+    """A writer that comes at the last moment waits, and is told; the table it had is of no use any more."""
+    folder, gallery, new = setting
+    other, said, switch = Gallery.open(folder / "gallery"), [], GalleryFolder.switch
+
+    def write():
+        try:
+            said.append(other.add_vectors([[1.0] + [0.0] * (other.model.card.dim - 1)], ids=["late"]))
+        except GalleryError as error:
+            said.append(error)
+
+    writer = threading.Thread(target=write)
+
+    def begun(*arguments):
+        writer.start()
+        writer.join(0.3)
+        assert said == []
+        return switch(*arguments)
+
+    monkeypatch.setattr(GalleryFolder, "switch", begun)
+    gallery.reindex(new)
+    writer.join()
+    assert "went over to another model" in str(said[0])
+    assert gallery.count() == 60
+
+
+def test_a_table_that_nobody_swept_away_takes_no_more_pictures(setting, monkeypatch):
+    folder, gallery, new = setting
+    other = Gallery.open(folder / "gallery")
+    monkeypatch.setattr(GalleryFolder, "sweep", lambda _: None)
+    gallery.reindex(new)
+    with pytest.raises(GalleryError, match="went over to another model"):
+        other.add_vectors([[1.0] + [0.0] * (other.model.card.dim - 1)], ids=["late"])
+
+
+def test_one_reindexes_at_a_time(setting):
+    folder, gallery, new = setting
+    other, tried = Gallery.open(folder / "gallery"), []
+
+    def progress(*_):
+        if not tried:
+            for use in (lambda: other.reindex(new), other.compact):
+                with pytest.raises(GalleryError, match="another process reindexes or compacts"):
+                    use()
+                tried.append(use)
+
+    gallery.reindex(new, progress=progress)
+    assert len(tried) == 2
+    assert gallery.count() == 60
+    assert gallery.check() == []
+
+
+def test_vectors_at_the_path_of_a_picture_are_no_pictures(setting):
+    folder, gallery, new = setting
+    place = str(sorted((folder / "photos" / "red").iterdir())[0])
+    vectors = [[float(row == column) for column in range(gallery.model.card.dim)] for row in range(3)]
+    gallery.add_vectors(vectors, ids=["one", "two", "three"], paths=[place] * 3)
+    with pytest.raises(InputError, match="3 of 63 pictures are not at their paths any more, or came as vectors"):
+        gallery.reindex(new)
+    assert gallery.count() == 63
 
 
 def test_missing_pictures_are_said_and_nothing_changes(setting):

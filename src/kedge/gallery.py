@@ -26,7 +26,7 @@ from kedge.hits import Found, Hit, SearchResult
 from kedge.intake import AddReport, FileBy, Intake, Progress
 from kedge.memory_search import MemoryIndex
 from kedge.model import Model
-from kedge.pictures_table import PicturesTable, Version, is_lost
+from kedge.pictures_table import Version, is_lost
 from kedge.queries import Order, Probes, Query, check_search, read_query
 from kedge.reindexing import reindex
 from kedge.runtime import Precision, Runtime, describe_runtime
@@ -58,7 +58,7 @@ class Gallery:
     def _take(self, folder: GalleryFolder) -> None:
         self._folder, self.model = folder, folder.model
         self._checksums = Checksums(folder.root, folder.part)
-        self._table = PicturesTable.open(folder.table, cache_bytes=self._cache if self._on_disk else None)
+        self._table = folder.open_table(cache_bytes=self._cache if self._on_disk else None)
         self._anchors = folder.model.search_anchors
         self._encoder: Encoder | None = None
         self._index: MemoryIndex | DiskIndex | None = None
@@ -202,7 +202,8 @@ class Gallery:
         Do it while nobody else uses the gallery.
         """
         before = self._bytes()
-        self._folder.sweep()
+        with self._folder.reindexing():
+            self._folder.sweep()
         self._table.compact()
         self._checksums.record(self._files())
         self._checksums.keep(self._files())
@@ -263,6 +264,10 @@ class Gallery:
 
     def _sum(self) -> None:
         """Take the checksums of files that a commit has made."""
+        try:
+            self._table.refresh()
+        except GalleryError:
+            return  # Another model has taken over, with all that was committed and checksums of its own.
         try:
             self._checksums.record(self._files())
         except OSError as error:
@@ -352,7 +357,6 @@ class Gallery:
     ) -> tuple[int, list[Found]]:
         """Return the number of pictures, and what each query found, in the newest version."""
         for attempt in range(3):
-            self._check_still_there()
             self._table.refresh()
             try:
                 index = self._newest_index()
@@ -450,9 +454,3 @@ class Gallery:
             "columns": list(self._table.metadata_columns),
             "version": self._table.version,
         }
-
-    def _check_still_there(self) -> None:
-        """Raise GalleryError when another process has let a new model take over."""
-        if not self._folder.table.exists():
-            now = GalleryFolder.open(self.folder).model.fingerprint
-            raise GalleryError(f"{self.folder} went over to model {now} meanwhile: open it again")

@@ -5,6 +5,7 @@
     model/            a copy of the model that embeds and files its pictures
     pictures.lance    one row a picture: see `PicturesTable`
     checksums.txt     what each file of these two held when it was written: see `Checksums`
+    .writing, .reindexing    lock files: held during a commit, and while a new model's table grows
 
 A gallery is whole or absent: it is made beside its place and renamed. A new model comes with a table and checksums of
 its own, all in a folder of their own, and takes over when gallery.json is replaced: in one step.
@@ -12,12 +13,15 @@ its own, all in a folder of their own, and takes over when gallery.json is repla
 
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 from zlib import crc32
+
+from filelock import FileLock, Timeout
 
 from kedge.checksums import FILE as CHECKSUMS
 from kedge.errors import GalleryError, ModelError
@@ -29,6 +33,7 @@ __all__ = ["CARD", "FORMAT_VERSION", "MODEL", "TABLE", "GalleryFolder"]
 
 FORMAT_VERSION = 1
 CARD, MODEL, TABLE = "gallery.json", "model", "pictures.lance"
+WRITING, REINDEXING = ".writing", ".reindexing"
 
 
 @dataclass(frozen=True)
@@ -83,20 +88,44 @@ class GalleryFolder:
             )
         return cls(root, part, model)
 
-    @property
-    def table(self) -> Path:
-        """The folder of the table."""
-        return self.root / self.part / TABLE
+    def open_table(self, part: str | None = None, *, cache_bytes: int | None = None) -> PicturesTable:
+        """Open the gallery's table, or that of a new model in another folder."""
+        place = self.root / (part or self.part) / TABLE
+        check = self.check_current if part is None else _nothing
+        return PicturesTable.open(place, lock=self.root / WRITING, check=check, cache_bytes=cache_bytes)
+
+    def check_current(self) -> None:
+        """Raise GalleryError when another model has taken over."""
+        if _read_card(self.root)[1] != self.part:
+            raise GalleryError(f"{self.root} went over to another model meanwhile: open it again")
+
+    @contextmanager
+    def reindexing(self) -> Iterator[None]:
+        """Keep others from making or removing tables; GalleryError where they do, or where another model took over."""
+        try:
+            with FileLock(self.root / REINDEXING, blocking=False):
+                self.check_current()
+                yield
+        except Timeout as error:
+            raise GalleryError(
+                f"another process reindexes or compacts {self.root}: wait until it is done, then call again"
+            ) from error
 
     def switch(self, part: str, model: Model) -> Self:
-        """Let the model and the table in another folder take over, in one step; the old ones are removed after it."""
+        """Let the model and the table in another folder take over, in one step; the old ones are removed after it.
+
+        Call it within `reindexing`, and with the old table kept from commits.
+        """
         _write_card(self.root, model, part)
         switched = type(self).open(self.root)
         switched.sweep()
         return switched
 
     def sweep(self) -> None:
-        """Remove models and tables that are not, or not yet, the gallery's: of a new model that did not take over."""
+        """Remove models and tables that are not, or not yet, the gallery's: of a new model that did not take over.
+
+        Call it within `reindexing`: what grows under another process would go with them.
+        """
         for path in self.root.iterdir():
             if self.part != "." and path.name == CHECKSUMS:
                 path.unlink(missing_ok=True)
@@ -135,6 +164,10 @@ def _fill(place: Path, model: Model, precision: Precision | None) -> Model:
     if precision and precision != copy.card.precision:
         copy.write_card(copy.card.model_copy(update={"precision": precision}))
     return Model.load(place / MODEL)
+
+
+def _nothing() -> None:
+    """Check nothing: a table that is not the gallery's yet."""
 
 
 def _local(path: str | Path) -> Path:

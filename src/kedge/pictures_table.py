@@ -1,7 +1,8 @@
 """PicturesTable: the Lance table of a gallery. Its columns, its writes, and what to say when they fail.
 
 Every write is one commit: after a kill at any instant the table holds all of it or nothing. Lance tells no reader and
-no writer about the others; writers of the same picture are kept apart by the mark on the column `id`.
+no writer about the others; writers of the same picture are kept apart by the mark on the column `id`. A lock is held
+during each commit, so that none goes to a table whose place another takes meanwhile.
 """
 
 import os
@@ -9,7 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 from lance.commit import CommitConflictError
 
 from kedge.errors import GalleryError, InputError, WorkError, nearest_name
@@ -31,6 +33,8 @@ METADATA_TYPES = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
 # Without this mark on its schema two writers of one picture at the same instant store it twice.
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 _RETRIES, _PATIENCE = 100, timedelta(minutes=5)
+# Seconds between looks at a lock that another writer holds: a commit takes some ten milliseconds.
+_POLLED = 0.005
 # Small fragments are made into bigger ones a tier at a time, so that a picture is rewritten twice, not at every add.
 _TIERS, _MANY = ((0, 256), (256, 65536)), 32
 # Older versions stay for so long, but no more than so many, to go back to; other processes need them for seconds. Each
@@ -81,26 +85,30 @@ class Version:
 class PicturesTable:
     """One open version of the table; `refresh` goes on to the newest."""
 
-    def __init__(self, dataset: "lance.LanceDataset") -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: "lance.LanceDataset", lock: Path, check: Callable[[], None]) -> None:
+        self._dataset, self._lock, self._check = dataset, lock, check
 
     @classmethod
-    def create(cls, folder: Path, dim: int) -> Self:
+    def create(cls, folder: Path, dim: int) -> None:
         """Make an empty table of d-dimensional embeddings."""
         schema = _schema(dim)
         with _writing("the gallery's table cannot be made"):
-            return cls(lance.write_dataset(schema.empty_table(), str(folder), schema=schema))
+            lance.write_dataset(schema.empty_table(), str(folder), schema=schema)
 
     @classmethod
-    def open(cls, folder: Path, *, cache_bytes: int | None = None) -> Self:
+    def open(cls, folder: Path, *, lock: Path, check: Callable[[], None], cache_bytes: int | None = None) -> Self:
         """Open the newest version; GalleryError when there is none that can be read.
 
+        lock: the file that whoever commits holds; it lies anywhere but in the table's folder. check: called before each
+        commit and whenever the table's folder is gone, raises GalleryError when another table has taken its place.
         cache_bytes bounds what is kept in memory of the index, and of what describes the files, each; None leaves it
         to Lance.
         """
         try:
             return cls(
-                lance.dataset(str(folder), index_cache_size_bytes=cache_bytes, metadata_cache_size_bytes=cache_bytes)
+                lance.dataset(str(folder), index_cache_size_bytes=cache_bytes, metadata_cache_size_bytes=cache_bytes),
+                lock,
+                check,
             )
         except _FAILURES as error:
             raise GalleryError(
@@ -142,7 +150,7 @@ class PicturesTable:
         kept = [there.number for there in self.versions()]
         if version not in kept:
             raise InputError(f"no version {version} is kept, there are {kept[0]} to {kept[-1]}: see `kedge versions`")
-        with _writing("the version cannot be restored"):
+        with self.committing("the version cannot be restored"):
             self._dataset.checkout_version(version).restore()
         self.refresh()
 
@@ -152,9 +160,19 @@ class PicturesTable:
         return {field.name: field.type for field in self._dataset.schema if field.name not in OWN_COLUMNS}
 
     def refresh(self) -> None:
-        """Go on to the newest version, also when another process wrote it."""
-        if self._dataset.latest_version != self._dataset.version:
-            self._dataset.checkout_latest()
+        """Go on to the newest version, also when another process wrote it; GalleryError when the table is no more."""
+        if not Path(self._dataset.uri).exists():
+            self._check()
+        with _reading():
+            if self._dataset.latest_version != self._dataset.version:
+                self._dataset.checkout_latest()
+
+    @contextmanager
+    def committing(self, trouble: str) -> Iterator[None]:
+        """Keep other writers out, and the table where it is; WorkError with the trouble for what fails."""
+        with _writing(trouble), FileLock(self._lock).acquire(poll_interval=_POLLED):
+            self._check()
+            yield
 
     def count(self, where: str | None = None) -> int:
         """Return the number of rows, or of those that match an SQL filter."""
@@ -249,13 +267,13 @@ class PicturesTable:
 
         A column of `rows` is an Arrow array or a sequence; the user's columns that are not named stay null.
         """
-        with _writing("the pictures cannot be stored"):
+        with self.committing("the pictures cannot be stored"):
             done = self._merge(rows, lambda merge: merge.when_not_matched_insert_all(), whole=True)
         return int(done["num_inserted_rows"])
 
     def update(self, rows: Mapping[str, Any]) -> int:
         """Change the named columns of the rows with these ids, in one commit; return how many rows there were."""
-        with _writing("the pictures cannot be updated"):
+        with self.committing("the pictures cannot be updated"):
             done = self._merge(rows, lambda merge: merge.when_matched_update_all(), whole=False)
         return int(done["num_updated_rows"])
 
@@ -263,7 +281,7 @@ class PicturesTable:
         """Remove the rows that match an SQL filter or an Arrow expression; return how many that were."""
         if isinstance(chosen, str):
             self.count(chosen)
-        with _writing("the pictures cannot be removed"):
+        with self.committing("the pictures cannot be removed"):
             done = self._dataset.delete(chosen, conflict_retries=_RETRIES, retry_timeout=_PATIENCE)
         return int(done["num_deleted_rows"])
 
@@ -294,7 +312,7 @@ class PicturesTable:
             if not missing:
                 return
             try:
-                with _writing("the columns cannot be made"):
+                with self.committing("the columns cannot be made"):
                     self._dataset.add_columns(pa.schema(missing))
             except WorkError as error:
                 # Another process was faster, perhaps with the same column: look again.
@@ -316,7 +334,8 @@ class PicturesTable:
                     self._dataset.optimize.compact_files(target_rows_per_fragment=most, compaction_mode=mode)
                     self._drop_old_versions()
         except _FAILURES:
-            self.refresh()
+            with suppress(GalleryError):  # another model has taken over, and has all that was stored here
+                self.refresh()
 
     def _drop_old_versions(self) -> None:
         written = [entry.stat().st_mtime for entry in os.scandir(Path(self._dataset.uri, "_versions"))]
@@ -327,7 +346,7 @@ class PicturesTable:
 
     def compact(self) -> None:
         """Make one fragment of many, drop removed rows and all older versions, and give back their space."""
-        with _writing("the gallery cannot be compacted now"):
+        with self.committing("the gallery cannot be compacted now"):
             self.refresh()
             self._dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
             self._dataset.optimize.optimize_indices()
@@ -384,6 +403,14 @@ def matrix(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
 def is_lost(error: BaseException) -> bool:
     """Say whether a read failed because another process cleaned the open version away."""
     return error.__cause__ is not None and bool(_LOST.search(str(error.__cause__)))
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        raise WorkError(f"the gallery cannot be read ({_reason(error)}): open it again") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ until the new ones take over in one step. A run that was killed is gone on with:
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from kedge.archives import find_member
 from kedge.encoder import Encoder
 from kedge.errors import InputError
-from kedge.gallery_folder import MODEL, TABLE, GalleryFolder
+from kedge.gallery_folder import MODEL, GalleryFolder
 from kedge.intake import COMMIT_VECTORS, AddReport, FileBy, Intake, Progress, filing_columns
 from kedge.model import Model
 from kedge.pictures_table import OWN_COLUMNS, PicturesTable, matrix
@@ -34,23 +35,25 @@ def reindex(
     """Embed all pictures of a gallery's table with `model` and let it take over; return the folder and what was done.
 
     Pictures come from their paths, unless both models embed alike. Where some cannot be read, or were added as vectors,
-    InputError is raised and the gallery stays as it is, unless `drop_missing`.
+    InputError is raised and the gallery stays as it is, unless `drop_missing`. GalleryError while another process does
+    the same.
     """
     if model.fingerprint == folder.model.fingerprint:
         raise InputError(f"the gallery is made with model {model.fingerprint} already: nothing to do")
-    part = folder.prepare(model)
-    place = folder.root / part
-    new, fresh = PicturesTable.open(place / TABLE), Model.load(place / MODEL)
-    while True:
-        table.refresh()
-        version = table.version
-        if fresh.encodes_like(folder.model):
-            report = _refile(table, new, fresh, progress)
-        else:
-            report = _bring_up_to_date(table, new, fresh, drop_missing=drop_missing, progress=progress)
-        table.refresh()
-        if table.version == version:  # nobody has changed the gallery meanwhile
-            return folder.switch(part, fresh), report
+    with folder.reindexing():
+        part = folder.prepare(model)
+        new, fresh = folder.open_table(part), Model.load(folder.root / part / MODEL)
+        while True:
+            table.refresh()
+            version = table.version
+            if fresh.encodes_like(folder.model):
+                report = _refile(table, new, fresh, progress)
+            else:
+                report = _bring_up_to_date(table, new, fresh, drop_missing=drop_missing, progress=progress)
+            with table.committing("the new model cannot take over"):
+                table.refresh()
+                if table.version == version:  # nobody has changed the gallery meanwhile, and now nobody can
+                    return folder.switch(part, fresh), report
 
 
 def _refile(old: PicturesTable, new: PicturesTable, model: Model, progress: Progress | None) -> AddReport:
@@ -82,8 +85,12 @@ def _bring_up_to_date(
 ) -> AddReport:
     """Add the pictures of one table to the other, and remove from that what the first does not hold."""
     metadata = list(old.metadata_columns)
-    rows = old.read(["id", "path", "label", "filed_by", *metadata])
-    there = pa.array([_there(path) for path in rows["path"].to_pylist()], pa.bool_())
+    rows = old.read(["id", "path", "label", "filed_by", "width", *metadata])
+    # What came as a vector has no width: its path, if it has one, is only a name.
+    there = pa.array(
+        [width is not None and _there(path) for path, width in zip(*_told(rows, "path", "width"), strict=True)],
+        pa.bool_(),
+    )
     missing = rows.filter(pc.invert(there))
     if len(missing) and not drop_missing:
         named = ", ".join(str(path or key) for path, key in zip(*_told(missing.slice(0, 3), "path", "id"), strict=True))
@@ -118,8 +125,11 @@ def _bring_up_to_date(
 def _there(path: str | None) -> bool:
     if is_url(path):
         return stored_there(str(path))
-    return bool(path) and (Path(str(path)).is_file() or find_member(str(path)) is not None)
+    try:
+        return bool(path) and (Path(str(path)).is_file() or find_member(str(path)) is not None)
+    except InputError:  # an archive that cannot be opened any more
+        return False
 
 
-def _told(rows: pa.Table, *names: str) -> list[list[str | None]]:
+def _told(rows: pa.Table, *names: str) -> list[list[Any]]:
     return [rows[name].to_pylist() for name in names]
