@@ -102,6 +102,24 @@ def test_what_is_broken_is_named_and_the_rest_is_added(photos, gallery, tmp_path
     assert any("archive" in failure.reason for failure in report.failed)
 
 
+def test_names_may_begin_with_a_dot_and_one_broken_archive_stops_no_others(photos, gallery, tmp_path):
+    with zipfile.ZipFile(tmp_path / "dotted.zip", "w") as opened:
+        opened.write(photos / "red" / "0000.png", "./red/0000.png")
+    (tmp_path / "broken.zip").write_bytes(b"no archive")
+    (tmp_path / "list.csv").write_text("path\ndotted.zip/red/0000.png\nbroken.zip/red/0000.png\n")
+    report = gallery.add(tmp_path / "list.csv")
+    assert report.added == 1
+    assert "broken.zip cannot be read as an archive" in report.failed[0].reason
+    assert gallery.add(tmp_path / "dotted.zip").updated == 1  # a label
+    (tmp_path / "dotted.zip").write_bytes(b"no archive any more")
+    gallery.add(photos / "blue")
+    new = make_model(tmp_path / "new", classes=CLASSES, dim=8, seed=1)
+    with pytest.raises(InputError, match="1 of 6 pictures are not at their paths any more"):
+        gallery.reindex(new)
+    gallery.reindex(new, drop_missing=True)
+    assert gallery.count() == 5
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz"])
 def test_what_is_no_archive_is_refused(name, gallery, tmp_path):
     (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(3000))

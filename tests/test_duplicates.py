@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -101,6 +102,36 @@ def test_pictures_that_look_unlike_are_no_duplicates():
     assert kept.ids == ("a", "c", "d")  # d came as a vector
     assert len(kept.paths) == len(kept.labels) == 3
     assert duplicates.alike_to_the_eye([group], {"a": jpeg("red"), **dict.fromkeys("bcd", jpeg("blue"))}) == []
+
+
+def test_memory_does_not_grow_with_the_pairs_of_one_hash():
+    count = 3000
+    vectors = np.zeros((count, 4), dtype=np.float32)
+    names = [str(row) for row in range(count)]
+    tracemalloc.start()
+    (group,) = duplicate_groups(names, names, names, names, [7] * count, vectors, bits=4, distance=0.1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(group.ids) == count
+    assert peak < 250 << 20  # all pairs, with the graph of them, took 580 MB
+    page = duplicates_page([group], {})
+    assert page.count("<figure>") == 24
+    assert "and 2976 more" in page
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 60))
+def test_groups_do_not_depend_on_blocks(seed, count):
+    hashes = drawn_hashes(seed, count, 3)[np.random.default_rng(seed).integers(0, count, count)]
+    vectors = np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
+    names = [str(row) for row in range(count)]
+    found = []
+    for block in (duplicates._BLOCK, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(duplicates, "_BLOCK", block)
+            arguments = names, names, names, names, hashes.tolist(), vectors
+            found.append(duplicate_groups(*arguments, bits=3, distance=1.5))
+    assert found[0] == found[1]
 
 
 def test_a_gallery_lists_what_was_saved_again_smaller(tmp_path):

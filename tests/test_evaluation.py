@@ -247,6 +247,7 @@ def test_memory_is_bounded():
 def test_json_has_the_shape_that_others_build_on():
     found = report_of(clustered(0), dataset="toy").to_json()
     assert [found[name] for name in ("dataset", "queries", "gallery", "classes", "dim")] == ["toy", 30, 200, 5, 8]
+    assert found["left_out"] == 0
     assert set(found["per_class"]) == {f"class {number}" for number in range(5)}
     ways = [(row["mode"], row["distance"], row["filed_by"], row["probes"]) for row in found["search"]]
     for distance in ("l2", "cosine"):
@@ -273,6 +274,13 @@ def test_impossible_input_is_named():
         report_of((queries[:, :7], query_labels, gallery, labels, anchors))
     with pytest.raises(InputError, match="0 queries"):
         report_of((queries[:0], query_labels[:0], gallery, labels, anchors))
+    for place in (0, 2):
+        wrong = [queries.copy(), query_labels, gallery.copy(), labels, anchors]
+        wrong[place][3, 1] = np.nan
+        with pytest.raises(InputError, match="not finite"):
+            report_of(tuple(wrong))
+    with pytest.raises(InputError, match="the same rows"):
+        report_of((queries, query_labels, gallery, labels, anchors), leave_one_out=True)
     for wrong, said in [
         (query_labels - 1, "holds -1"),
         (query_labels + 5, "5 classes"),

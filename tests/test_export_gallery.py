@@ -72,6 +72,12 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(gallery, tmp_path, 
         gallery.export(tmp_path / "model", "npz")
     with pytest.raises(InputError, match="cannot be written"):
         gallery.export(tmp_path / "nowhere" / "x.npz", "npz")
+    with pytest.raises(InputError, match="cannot be written"):
+        gallery.export(tmp_path / "nowhere" / "x", "faiss")
+    (tmp_path / "x.ids.json").write_text("mine")
+    with pytest.raises(InputError, match=r"x.ids.json is there already"):
+        gallery.export(tmp_path / "x", "faiss")
+    (tmp_path / "x.ids.json").unlink()
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match="pip install faiss-cpu"):
         gallery.export(tmp_path / "x", "faiss")

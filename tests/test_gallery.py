@@ -20,10 +20,11 @@ from PIL import Image
 
 import kedge
 from kedge import intake
-from kedge.anchors import expand_queries, unit_length
+from kedge.anchors import Anchors, expand_queries, unit_length
 from kedge.errors import GalleryError, InputError, ModelError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
 from kedge.gallery import Gallery
+from kedge.memory_search import MemoryIndex
 from tests.models import colour_of, embed, make_model, projection
 
 CLASSES = ("red", "green", "blue")
@@ -243,6 +244,33 @@ def test_a_list_gives_labels_and_columns(gallery, tmp_path):
     assert gallery.count("season = 4") == 2
 
 
+def test_only_an_empty_cell_of_a_list_says_nothing(gallery, tmp_path):
+    folder_of(tmp_path / "photos", each=2, classes=["red"])
+    picture(tmp_path / "x.png", 2, 7).rename(tmp_path / "null")
+    (tmp_path / "list.csv").write_text("path,label\nphotos/red/0.png,NA\nphotos/red/1.png,null\nnull,nan\n")
+    assert counts(gallery.add(tmp_path / "list.csv")) == (3, 0, 0, 0)
+    assert set(gallery.info()["labels"]) == {"NA", "null", "nan"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_name_that_is_no_text_is_left_out_and_told(gallery, tmp_path):
+    folder_of(tmp_path / "photos", each=2, classes=["red"])
+    strange = os.fsencode(tmp_path / "photos" / "red") + b"/\xff.png"
+    Path(os.fsdecode(strange)).write_bytes((tmp_path / "photos" / "red" / "0.png").read_bytes())
+    report = gallery.add(tmp_path / "photos")
+    assert counts(report) == (2, 0, 0, 1)
+    assert "not UTF-8: rename it" in str(report.failed[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"on_disk": True}])
+def test_more_may_be_asked_for_than_there_is(gallery, options):
+    gallery.add_vectors(unit_vectors(5))
+    with Gallery.open(gallery.folder, **options) as opened:
+        for probes in (1, "exact"):
+            (found,) = opened.search_vectors(unit_vectors(1), 10**15, probes)
+            assert len(found.hits) == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -258,6 +286,7 @@ def test_a_list_gives_labels_and_columns(gallery, tmp_path):
         (["photos", "bad.csv"], {}, "no column 'path'"),
         (["photos", "no.parquet"], {}, "no column 'embedding'"),
         (["photos", "broken.parquet"], {}, "cannot be read as Parquet"),
+        (["photos", "lists.parquet"], {}, "the column 'label' holds list"),
         (["photos", "short.parquet"], {}, r"embeddings of shape \(n, 16\)"),
     ],
 )
@@ -268,6 +297,7 @@ def test_a_wrong_add_changes_nothing(gallery, tmp_path, monkeypatch, arguments, 
     pq.write_table(pa.table({"file": ["a"]}), tmp_path / "no.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"no table")
     pq.write_table(pa.table({"embedding": [[1.0, 0.0]]}), tmp_path / "short.parquet")
+    pq.write_table(pa.table({"embedding": [[1.0] + [0.0] * 15], "label": [["a"]]}), tmp_path / "lists.parquet")
     monkeypatch.chdir(tmp_path)
     version = gallery._table.version
     with pytest.raises(InputError, match=message):
@@ -603,6 +633,29 @@ def test_half_precision_finds_the_same_pictures(gallery):
         found = half.search_vectors(random_vectors[:20], 10, "exact")
     shared = [len({hit.id for hit in a.hits} & {hit.id for hit in b.hits}) for a, b in zip(whole, found, strict=True)]
     assert np.mean(shared) > 9.8
+
+
+def test_exact_search_in_half_precision_is_exact_among_the_rounded_vectors():
+    """Bounds of the vectors as they were would rule out the nearest of the rounded ones."""
+
+    class Table:
+        vectors = np.float32([[1.999, 0], [6.0015, 0]])
+
+        def read(self, *_, **__):
+            filing = file_vectors(self.vectors, anchors.vectors)
+            own = {"rho": filing.rho, "gap": filing.gap, "anchor": [anchors.names[row] for row in filing.anchors]}
+            texts = {name: ["near", "far"] for name in ("id", "path", "label")}
+            return pa.table({**texts, **own, "_rowid": np.arange(2, dtype=np.uint64)})
+
+        def embeddings(self):
+            yield self.vectors
+
+    anchors = Anchors(("a", "b"), np.float32([[0, 0], [10, 0]]))
+    query = np.float32([[4, 0]])
+    rounded = np.linalg.norm(Table.vectors.astype(np.float16).astype(np.float64) - query, axis=1)
+    (found,) = MemoryIndex(Table(), anchors, half=True).search(query, 1, "exact", where=None, order="distance")
+    assert found.said["id"].to_pylist() == [["near", "far"][int(rounded.argmin())]]
+    assert found.distances[0] == pytest.approx(rounded.min())
 
 
 def test_a_large_jpeg_gets_one_embedding_however_it_is_read(tmp_path):

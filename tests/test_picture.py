@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from kedge.errors import PictureError
-from kedge.picture import SUFFIXES, content_hash, find_pictures, perceptual_hash, read_picture, square, thumbnail
+from kedge.picture import (
+    FORMATS,
+    SUFFIXES,
+    content_hash,
+    find_pictures,
+    perceptual_hash,
+    read_picture,
+    square,
+    thumbnail,
+)
 from tests.pictures import draw
 
 
@@ -383,6 +392,13 @@ def test_linked_folders_are_entered_once(tmp_path):
     assert [str(path.relative_to(root)) for path in find_pictures(root)] == ["one/x.png", "z.png"]
 
 
-def test_every_suffix_is_one_that_pillow_reads():
+def test_every_suffix_is_one_that_is_read_and_no_other_format_is():
+    """Pillow gives EPS to Ghostscript, whatever its file is called."""
     Image.init()
-    assert set(Image.registered_extensions()) >= SUFFIXES
+    of_suffix = Image.registered_extensions()
+    assert {of_suffix[suffix] for suffix in SUFFIXES} <= set(FORMATS)
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    with Image.open(io.BytesIO(script)) as opened:
+        assert opened.format == "EPS"
+    with pytest.raises(PictureError, match="not a picture that can be read"):
+        read_picture(script)

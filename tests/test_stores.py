@@ -68,6 +68,27 @@ def test_a_changed_file_and_one_picture_alone(url, gallery):
     assert row == [{"label": None}]
 
 
+def test_where_no_time_is_told_the_content_decides(url, gallery, monkeypatch):
+    monkeypatch.setattr(stores, "_WRITTEN", ())
+    assert gallery.add(url).added == 12
+    assert gallery.add(url).unchanged == 12
+    buffer = io.BytesIO()
+    Image.new("RGB", (33, 33), "white").save(buffer, "PNG")
+    fsspec.filesystem("memory").pipe_file("/bucket/red/0.png", buffer.getvalue())
+    report = gallery.add(url)
+    assert (report.added, report.unchanged) == (1, 11)
+    assert gallery.count() == 12
+
+
+def test_a_prefix_may_be_hidden(url, gallery):
+    fsspec.filesystem("memory").copy("/bucket/red", "/bucket/.kept/red", recursive=True)
+    try:
+        assert gallery.add(f"{url}/.kept").added == 4
+        assert gallery.add(url).added == 8
+    finally:
+        fsspec.filesystem("memory").rm("/bucket/.kept", recursive=True)
+
+
 def test_reindexing_reads_from_the_store(url, gallery, tmp_path):
     gallery.add(url)
     gallery.reindex(make_model(tmp_path / "new", classes=CLASSES, dim=8, seed=1))

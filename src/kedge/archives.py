@@ -65,8 +65,8 @@ def _opened(path: str, _changed: int, _size: int) -> Archive:
 
 def _zip(path: str) -> Archive:
     opened = zipfile.ZipFile(path)
-    sizes = {entry.filename: entry.file_size for entry in opened.infolist() if not entry.is_dir()}
-    return Archive(sizes, opened.read)
+    entries = {entry.filename.removeprefix("./"): entry for entry in opened.infolist() if not entry.is_dir()}
+    return Archive({name: entry.file_size for name, entry in entries.items()}, lambda name: opened.read(entries[name]))
 
 
 def _tar(path: str) -> Archive:

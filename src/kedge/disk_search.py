@@ -39,7 +39,7 @@ class DiskIndex:
         """Return what each query, (queries, d), finds: as `MemoryIndex.search` does."""
         if not self.total or not len(queries) or not self._table.count(where):
             return [Found.nothing(self._table.find("id", [], ("id", "path", "label", "anchor")))] * len(queries)
-        sizes = self._sizes(where)
+        sizes, k = self._sizes(where), min(k, self.total)
         ranked = np.argsort(squared_distances(queries, self._anchors.vectors), axis=1, kind="stable")
         return [
             self._one(query, by_nearness, sizes, k, probes, where, order)

@@ -98,30 +98,29 @@ def duplicate_groups(
     Each row of a group duplicates its first: their contents are equal, or their hashes differ in at most `bits` bits
     and their embeddings, (n, d), lie within `distance`; a row without a hash only by its content.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     if not distance >= 0:
         raise InputError(f"the largest distance is a number from 0, not {distance!r}")
     hashed = np.flatnonzero([value is not None for value in hashes])
     known = np.asarray([value for value in hashes if value is not None], dtype=np.int64)
-    joined = [_equal_contents(contents)]
+    joined = _Joined(len(ids))
+    joined.add(_equal_contents(contents))
     # Many pictures may have one hash, blank ones above all: a hash is looked at once, its pictures after that.
     unique, first, inverse = np.unique(known, return_index=True, return_inverse=True)
     members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse, minlength=len(unique)))[:-1])
     for rows in members:
         if len(rows) > 1:
-            joined += _close(hashed[rows], hashed[rows], vectors, distance)
+            alike = hashed[rows]
+            for close in _close(alike, alike, vectors, distance):
+                joined.add(close)
     single = np.asarray([len(rows) == 1 for rows in members], dtype=np.bool_)
     for pairs in near_pairs(unique, bits) if len(unique) else ():
         plain = single[pairs].all(axis=1)
         ends = hashed[first[pairs[plain]]]
-        joined.append(ends[_distances(vectors, ends) <= distance])
+        joined.add(ends[_distances(vectors, ends) <= distance])
         for one, other in np.unique(pairs[~plain], axis=0):
-            joined += _close(hashed[members[one]], hashed[members[other]], vectors, distance)
-    pairs = np.concatenate(joined)
-    graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(len(ids), len(ids)))
-    _, component = connected_components(graph, directed=False)
+            for close in _close(hashed[members[one]], hashed[members[other]], vectors, distance):
+                joined.add(close)
+    component = joined.components()
     order = np.argsort(component, kind="stable")
     sizes = np.bincount(component)
     ends = np.cumsum(sizes)
@@ -177,6 +176,34 @@ def _seen(jpeg: bytes) -> npt.NDArray[np.float32]:
     return np.asarray(small, dtype=np.float32)
 
 
+class _Joined:
+    """Which of `count` rows hang together by pairs; of many pairs those that join nothing new are forgotten."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._pairs, self._held = count, [np.zeros((0, 2), dtype=np.int64)], 0
+
+    def add(self, pairs: Pairs) -> None:
+        self._pairs.append(pairs)
+        self._held += len(pairs)
+        if self._held > _BLOCK + 2 * self._count:
+            component = self.components()
+            order = np.argsort(component, kind="stable")
+            same = component[order[1:]] == component[order[:-1]]
+            self._pairs = [np.column_stack([order[:-1], order[1:]])[same]]
+            self._held = len(self._pairs[0])
+
+    def components(self) -> Rows:
+        """Return for each row the number of what it hangs together with."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        pairs = np.concatenate(self._pairs)
+        shape = (self._count, self._count)
+        graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (pairs[:, 0], pairs[:, 1])), shape=shape)
+        numbers: Rows = connected_components(graph, directed=False)[1]
+        return numbers
+
+
 def _near(hashes: Sequence[int | None], rows: Rows, bits: int) -> npt.NDArray[np.bool_]:
     """Tell which rows' hashes differ from the first one's in at most so many bits; none does where there is no hash."""
     first = hashes[rows[0]]
@@ -200,16 +227,15 @@ def _equal_contents(contents: Sequence[str]) -> Pairs:
     return np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def _close(left: Rows, right: Rows, vectors: npt.NDArray[np.float32], distance: float) -> list[Pairs]:
-    """Return the pairs of two lists of rows whose embeddings lie within a distance, in blocks."""
-    found = []
+def _close(left: Rows, right: Rows, vectors: npt.NDArray[np.float32], distance: float) -> Iterator[Pairs]:
+    """Yield the pairs i < j of two lists of rows whose embeddings lie within a distance, in blocks."""
     step = max(1, _BLOCK // max(1, len(right)))
     for start in range(0, len(left), step):
         part = left[start : start + step]
         pairs = np.column_stack([np.repeat(part, len(right)), np.tile(right, len(part))])
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        found.append(pairs[_distances(vectors, pairs) <= distance])
-    return found
+        if left is right:
+            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        yield pairs[_distances(vectors, pairs) <= distance]
 
 
 def _distances(vectors: npt.NDArray[np.float32], pairs: Pairs) -> npt.NDArray[np.float32]:

@@ -103,7 +103,8 @@ def evaluate_dataset(
         queries = model.expand(queries)
     gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
     report = evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
-    return replace(report, expanded=expand)
+    unread = len(dataset.test) - len(queries) + len(dataset.gallery) - len(gallery)
+    return replace(report, expanded=expand, left_out=len(dataset.skipped) + unread)
 
 
 def evaluate_embedded(
@@ -156,7 +157,7 @@ def evaluate_vectors(
     gallery are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
     """
     _check_probes(probes)
-    _check_vectors(queries, gallery, anchors)
+    _check_vectors(queries, gallery, anchors, leave_one_out)
     query_labels = _checked_labels(query_labels, len(queries), classes, "query_labels")
     gallery_labels = _checked_labels(gallery_labels, len(gallery), classes, "gallery_labels")
     search: list[SearchFigures] = []
@@ -388,13 +389,19 @@ def _check_probes(probes: Sequence[Probes]) -> None:
             raise InputError(f"probes must be numbers from 1, or 'exact', not {count!r}")
 
 
-def _check_vectors(queries: Vectors, gallery: Vectors, anchors: Anchors) -> None:
+def _check_vectors(queries: Vectors, gallery: Vectors, anchors: Anchors, leave_one_out: bool) -> None:
     if not len(queries) or not len(gallery):
         raise InputError(f"{len(queries)} queries and a gallery of {len(gallery)} were given: both need pictures")
     if not queries.shape[1] == gallery.shape[1] == anchors.dim:
         raise InputError(
             f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}, the anchors {anchors.dim}"
         )
+    for what, vectors in (("queries", queries), ("the gallery", gallery)):
+        # Of a sum: the vectors may be many, and it is finite only if all are.
+        if not np.isfinite(np.sum(vectors, dtype=np.float64)):
+            raise InputError(f"{what} hold numbers that are not finite: leave those vectors out")
+    if leave_one_out and not np.array_equal(queries, gallery):
+        raise InputError("leave_one_out takes queries and gallery that are the same rows, and these differ")
 
 
 def _checked_labels(given: npt.ArrayLike, count: int, classes: Sequence[str], what: str) -> Labels:

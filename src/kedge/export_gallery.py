@@ -31,17 +31,18 @@ def export_rows(rows: pa.Table, anchors: Anchors, path: Path, to: ExportFormat) 
     }
     if to not in writers:
         raise InputError(f"a gallery is exported to {', '.join(writers)}, not to '{to}'")
-    if path.exists():
-        raise InputError(f"{path} is there already: remove it, or give another name")
+    # FAISS knows numbers alone: the id of row i stands on line i of a file beside it.
+    ids = path.with_name(path.name + ".ids.json") if to == "faiss" else None
+    for place in filter(None, (path, ids)):
+        if place.exists():
+            raise InputError(f"{place} is there already: remove it, or give another name")
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}{path.suffix}")
     try:
         writers[to](rows, anchors, partial)
-        if to == "faiss":
-            # FAISS knows numbers alone: the id of row i stands on line i.
-            ids = path.with_name(path.name + ".ids.json")
+        if ids:
             ids.write_text(json.dumps(rows["id"].to_pylist()), "utf-8")
         partial.rename(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # FAISS raises the latter
         raise InputError(f"{path} cannot be written ({error}): give another place") from error
     finally:
         partial.unlink(missing_ok=True)

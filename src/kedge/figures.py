@@ -46,6 +46,8 @@ class Report:
     """Interpolated precision, exhaustive, at recall 0, 0.01, ..., 1."""
     expanded: bool = False
     """Whether the queries were turned to the anchors of the classes they look like."""
+    left_out: int = 0
+    """Pictures of the data set that cannot be read."""
 
     def figures(
         self, mode: str, distance: str, filed_by: str | None = None, probes: Probes | None = None
@@ -71,6 +73,7 @@ class Report:
             "dataset": self.dataset,
             "queries": self.queries,
             "gallery": self.gallery,
+            "left_out": self.left_out,
             "classes": self.classes,
             "dim": self.dim,
             "distance": self.distance,

@@ -26,6 +26,7 @@ from kedge.hits import Found, Hit, SearchResult
 from kedge.intake import AddReport, FileBy, Intake, Progress
 from kedge.memory_search import MemoryIndex
 from kedge.model import Model
+from kedge.picture import square
 from kedge.pictures_table import Version, is_lost
 from kedge.queries import Order, Probes, Query, check_search, read_query
 from kedge.reindexing import reindex
@@ -313,11 +314,22 @@ class Gallery:
     ) -> list[SearchResult]:
         """Search with each of several pictures, which is faster than one by one."""
         check_search(k, probes, order, max_distance)
-        read = [read_query(picture, self.encoder.image_size) for picture in pictures]
-        queries = self.encoder.encode_pictures([image for _, image in read])
-        names = [name or f"picture {row + 1}" for row, (name, _) in enumerate(read)]
+        side = self.encoder.image_size
+        names, squares = [], np.empty((len(pictures), side, side, 3), dtype=np.uint8)
+        for row, picture in enumerate(pictures):
+            # One large picture at a time is held.
+            name, image = read_query(picture, side)
+            names.append(name or f"picture {row + 1}")
+            squares[row] = square(image, side)
         return self.search_vectors(
-            queries, k, probes, order=order, expand=expand, where=where, max_distance=max_distance, names=names
+            self.encoder.encode(squares),
+            k,
+            probes,
+            order=order,
+            expand=expand,
+            where=where,
+            max_distance=max_distance,
+            names=names,
         )
 
     def search_vectors(

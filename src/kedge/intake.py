@@ -157,15 +157,22 @@ class Intake:
         told = part.stamps or (None,) * len(part)
         stamps = [stamp or _stamp(path) for stamp, path in zip(told, part.paths, strict=True)]
         chunk = _Chunk(part, stamps, [None] * len(part), [None] * len(part))
-        there = self._table.find("path", part.paths, ("id", "path", "file_size", "modified_at")).to_pylist()
+        failed = {
+            row: PictureError(part.names[row], "its name is not UTF-8: rename it")
+            for row, path in enumerate(part.paths)
+            if not _is_text(path)
+        }
+        told_of = [path for row, path in enumerate(part.paths) if row not in failed]
+        there = self._table.find("path", told_of, ("id", "path", "file_size", "modified_at")).to_pylist()
         known = {(row["path"], row["file_size"], row["modified_at"]): row["id"] for row in there}
         unread = []
         for row, (path, stamp) in enumerate(zip(part.paths, stamps, strict=True)):
-            chunk.ids[row] = known.get((path, stamp.file_size, stamp.modified_at))
-            if chunk.ids[row] is None:
+            # Without a time the content decides.
+            if stamp.modified_at is not None:
+                chunk.ids[row] = known.get((path, stamp.file_size, stamp.modified_at))
+            if chunk.ids[row] is None and row not in failed:
                 unread.append(row)
         self._progress("adding", done + len(part) - len(unread), total)
-        failed: dict[int, PictureError] = {}
         blocks = [unread[start : start + READ_PICTURES] for start in range(0, len(unread), READ_PICTURES)]
 
         def begin(rows: Sequence[int]) -> Iterator[tuple[_Reading, npt.NDArray[np.uint8]] | PictureError]:
@@ -307,8 +314,9 @@ class Intake:
         paths, now = list(self._standing), self._standing
         gone: list[str] = []
         for start in range(0, len(paths), COMMIT_PICTURES):
-            there = self._table.find("path", paths[start : start + COMMIT_PICTURES], ("id", "path", "file_size"))
-            gone += [row["id"] for row in there.to_pylist() if row["file_size"] and now[row["path"]] != row["id"]]
+            there = self._table.find("path", paths[start : start + COMMIT_PICTURES], ("id", "path", "width"))
+            # What came as a vector has no width: its path is only a name.
+            gone += [row["id"] for row in there.to_pylist() if row["width"] and now[row["path"]] != row["id"]]
         if gone:
             self._table.delete(pc.field("id").isin(gone))
 
@@ -340,6 +348,15 @@ def _reading(place: tuple[str, str, int]) -> tuple[_Reading, npt.NDArray[np.uint
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
+
+
+def _is_text(path: str) -> bool:
+    """Tell whether a path is made of characters; a file's name may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stamp(path: str) -> Stamp:

@@ -31,8 +31,9 @@ class MemoryIndex:
             table.embeddings(),
             anchors.vectors,
             by_code[np.asarray(filed.indices)] if len(rows) else np.zeros(0, dtype=np.int64),
-            rho=rows["rho"].to_numpy(),
-            gap=rows["gap"].to_numpy(),
+            # Of the vectors as they were filed: rounded ones have others, which the index works out.
+            rho=None if half else rows["rho"].to_numpy(),
+            gap=None if half else rows["gap"].to_numpy(),
             dtype=np.float16 if half else np.float32,
         )
         self.total, self._table = len(rows), table
@@ -49,7 +50,7 @@ class MemoryIndex:
         allowed = None if where is None else self._matching(where)
         if not self.total or not len(queries) or (allowed is not None and not allowed.any()):
             return [Found.nothing(self._said)] * len(queries)
-        near = self._index.search(queries, k, probes, allowed=allowed, fill=True, order=order)
+        near = self._index.search(queries, min(k, self.total), probes, allowed=allowed, fill=True, order=order)
         return [
             Found(self._said.take(ids[ids >= 0]), distances[ids >= 0], probed, int(scanned))
             for ids, distances, probed, scanned in zip(near.ids, near.distances, near.probed, near.scanned, strict=True)

@@ -14,7 +14,8 @@ No file in it is a pickle. The folder is written beside its final place and rena
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kedge.anchors import Anchors, expand_queries
 from kedge.calibration import Calibration
@@ -199,19 +200,30 @@ class Model:
         path = self.folder / METRICS
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        with _reading(path):
+            return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
 
     def splits(self) -> Mapping[str, SplitName]:
         """Return which split each picture was in when the model was trained, by content hash."""
         path = self.folder / SPLITS
         if not path.is_file():
             return {}
-        stored: dict[SplitName, list[str]] = json.loads(path.read_text("utf-8"))
-        return {content: name for name, contents in stored.items() for content in contents}
+        with _reading(path):
+            stored: dict[SplitName, list[str]] = json.loads(path.read_text("utf-8"))
+            return {content: name for name, contents in stored.items() for content in contents}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"{path} cannot be read ({first}): train the model again") from error
 
 
 def _read_card(path: Path) -> ModelCard:
-    try:
+    with _reading(path):
         text = json.loads(path.read_text("utf-8"))
         version = text.get("format_version") if isinstance(text, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
@@ -219,6 +231,3 @@ def _read_card(path: Path) -> ModelCard:
                 f"{path} has format version {version}, this Kedge reads up to {FORMAT_VERSION}: update Kedge"
             )
         return ModelCard.model_validate(text)
-    except (OSError, ValueError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(f"{path} cannot be read ({first}): train the model again") from error

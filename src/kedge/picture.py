@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kedge.archives import find_member
-from kedge.errors import PictureError
+from kedge.errors import InputError, PictureError
 from kedge.stores import is_url, read_store
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+# Pillow's names of what files with these suffixes hold. It reads more, and some of that by other programs.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # More pixels than any camera makes; a file of a few kilobytes can claim a hundred times as many.
 MOST_PIXELS = 150_000_000
 MOST_BYTES = 1 << 30
@@ -65,7 +67,7 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
     if not data:
         raise PictureError(path, "the file is empty")
     try:
-        with _pillow_is_quiet, Image.open(io.BytesIO(data)) as opened:
+        with _pillow_is_quiet, Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise PictureError(path, f"more than the {MOST_PIXELS:,} pixels allowed: scale it down")
@@ -120,7 +122,10 @@ def _read_bytes(name: str, place: str) -> bytes:
 
 def _read_member(name: str, path: Path) -> bytes | None:
     """Return the content of a file inside an archive; None when the path leads into none."""
-    found = find_member(str(path))
+    try:
+        found = find_member(str(path))
+    except InputError as error:  # one broken archive of many
+        raise PictureError(name, str(error)) from error
     if found is None:
         return None
     archive, member, _ = found

@@ -72,7 +72,9 @@ def describe_runtime(precision: Precision, *, has_weights: bool) -> str:
         return "none: bfloat16 needs openvino"
     on_gpu = name == "torch" or (name == "onnxruntime" and "CUDAExecutionProvider" in _providers())
     device = "CUDA" if on_gpu else "the CPU"
-    return f"{name} {version(name)} on {device}"
+    # Its distribution has another name where it is built for GPUs.
+    found = import_module(name).__version__ if name == "onnxruntime" else version(name)
+    return f"{name} {found} on {device}"
 
 
 @cache

@@ -119,7 +119,8 @@ def read_list(path: Path) -> list[dict[str, Any]]:
             for name in texts.keys() & set(table.column_names):
                 table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
         else:
-            options = pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True)
+            # Nothing but an empty cell says nothing: a class may be called NA or null.
+            options = pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
             table = pa.csv.read_csv(path, convert_options=options)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]

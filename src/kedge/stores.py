@@ -38,7 +38,7 @@ def list_store(url: str) -> list[Stored]:
     return [
         Stored(system.unstrip_protocol(name), entry.get("size"), _written(entry))
         for name, entry in sorted(found.items())
-        if not any(part.startswith(".") for part in PurePosixPath(name).parts)
+        if not any(part.startswith(".") for part in PurePosixPath(name.removeprefix(path)).parts)
     ]
 
 

@@ -112,7 +112,12 @@ def read_vectors(path: Path, model: Model, *, labels: Labels, metadata: Mapping[
     columns = table.column_names
     if "embedding" not in columns:
         raise InputError(f"{path} has no column 'embedding', only {', '.join(columns)}: give one, or a list of paths")
-    given = {name: table[name].cast(pa.string()).to_pylist() for name in ("id", "path", "label") if name in columns}
+    given: dict[str, Any] = {}
+    for name in ("id", "path", "label"):
+        try:
+            given |= {name: table[name].cast(pa.string()).to_pylist()} if name in columns else {}
+        except pa.ArrowException as error:
+            raise InputError(f"{path}: the column '{name}' holds {table[name].type}, texts are expected") from error
     own = {name: table[name].combine_chunks() for name in columns if name not in _NOT_OWN}
     own |= {name: [value] * len(table) for name, value in (metadata or {}).items()}
     try:

@@ -231,7 +231,15 @@ def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, mo
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
+    broken = sorted((tmp_path / "photos" / "red").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:60])
+    again = evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
+    assert again.left_out == 1
+    page = Page((model.folder / "report.html").read_text("utf-8"))
+    assert "1 pictures cannot be read and are left out" in page.text
+
     before = sorted(model.folder.iterdir())
+    monkeypatch.setattr("kedge.page.report.evaluate_dataset", lambda *_, **__: again)  # not looked at any more
     for step in ("tempfile.NamedTemporaryFile", "pathlib.Path.replace"):
         with monkeypatch.context() as patch, pytest.raises(InputError, match="Permission denied"):
             patch.setattr(step, refuse)

@@ -162,10 +162,9 @@ def duplicates(
     with kedge.Gallery.open(gallery) as opened:
         groups = opened.duplicates(bits=bits, distance=distance)
         if html:
-            from kedge.page import MOST_SHOWN, duplicates_page
+            from kedge.page import duplicates_page, shown_on_page
 
-            shown = [key for group in groups[:MOST_SHOWN] for key in group.ids]
-            _write_page(html, duplicates_page(groups, opened.thumbnails(shown)))
+            _write_page(html, duplicates_page(groups, opened.thumbnails(shown_on_page(groups))))
     for number, group in enumerate(groups, start=1):
         if json_:
             print(json.dumps(asdict(group)))

@@ -270,9 +270,10 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 
 def _show_report(report: Any) -> None:
+    left_out = f"; {report.left_out} pictures that cannot be read left out" if report.left_out else ""
     print(
         f"{report.queries} queries{', expanded,' if report.expanded else ''} in a gallery of {report.gallery}, "
-        f"{report.classes} classes, {report.dim} dimensions"
+        f"{report.classes} classes, {report.dim} dimensions{left_out}"
     )
     print(f"{'search':<37} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
     for row in report.search:

@@ -2,11 +2,10 @@
 
 from kedge.page.comparison import comparison_page, comparison_tables
 from kedge.page.contact_sheet import contact_sheet
-from kedge.page.duplicates_page import MOST_SHOWN, duplicates_page
+from kedge.page.duplicates_page import duplicates_page, shown_on_page
 from kedge.page.report import ReportMaterial, evaluate_to_page, gather_material, report_page
 
 __all__ = [
-    "MOST_SHOWN",
     "ReportMaterial",
     "comparison_page",
     "comparison_tables",
@@ -15,4 +14,5 @@ __all__ = [
     "evaluate_to_page",
     "gather_material",
     "report_page",
+    "shown_on_page",
 ]

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from kedge.duplicates import DuplicateGroup
 from kedge.page.layout import escape, frame, picture_tag
 
-__all__ = ["MOST_SHOWN", "duplicates_page"]
+__all__ = ["duplicates_page", "shown_on_page"]
 
-MOST_SHOWN = 200
+# Groups on the page, and pictures of each.
+MOST_SHOWN, MOST_OF_A_GROUP = 200, 24
 
 
 def duplicates_page(groups: Sequence[DuplicateGroup], thumbnails: Mapping[str, bytes]) -> str:
-    """Return a page with the first MOST_SHOWN groups, all inside the one file; `thumbnails` are JPEGs by id."""
+    """Return a page with the first pictures of the first groups, inside the one file; `thumbnails` are JPEGs by id."""
     spare = sum(len(group.ids) - 1 for group in groups)
     head = "<h1>Duplicates</h1>\n"
     if groups:
@@ -23,9 +24,16 @@ def duplicates_page(groups: Sequence[DuplicateGroup], thumbnails: Mapping[str, b
     return frame("Duplicates", "\n".join([head, *sections]))
 
 
+def shown_on_page(groups: Sequence[DuplicateGroup]) -> list[str]:
+    """Return the ids of the pictures whose thumbnails the page needs."""
+    return [key for group in groups[:MOST_SHOWN] for key in group.ids[:MOST_OF_A_GROUP]]
+
+
 def _group(number: int, group: DuplicateGroup, thumbnails: Mapping[str, bytes]) -> str:
-    rows = zip(group.ids, group.paths, group.labels, strict=True)
+    rows = list(zip(group.ids, group.paths, group.labels, strict=True))[:MOST_OF_A_GROUP]
     pictures = "".join(_picture(thumbnails.get(key), path or key, label) for key, path, label in rows)
+    more = len(group.ids) - len(rows)
+    pictures += f"<li class='soft'>and {more} more, which <code>kedge duplicates</code> lists</li>" if more else ""
     what = "equal content" if group.kind == "exact" else f"near, embeddings within {group.distance:.3g}"
     return (
         f"<section aria-label='group {number}'><h3>{len(group.ids)} pictures, {what}</h3>"

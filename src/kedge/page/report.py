@@ -1,7 +1,8 @@
 """Report page: what was measured of a model, with its protocol, plots and example pictures."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,9 @@ def evaluate_to_page(
 ) -> Report:
     """Measure a model as `kedge.evaluate` does, and write the page into the model folder."""
     opened = Model.load(model)
+    # Whether the page can be written is better known before minutes of measuring.
+    with _writing(opened.folder / REPORT), tempfile.NamedTemporaryFile(dir=opened.folder):
+        pass
     dataset = load_for(opened, data)
     report = evaluate_dataset(opened, dataset, probes=probes, expand=expand, runtime=runtime)
     _write(opened.folder / REPORT, report_page(opened, report, gather_material(opened, dataset)))
@@ -122,11 +126,12 @@ def _protocol(report: Report) -> str:
     left_out = f" {lonely} queries have no relevant picture and are left out of the means." if lonely else ""
     expanded = " Queries are expanded: turned to the anchors of the classes they look like." if report.expanded else ""
     distance = "Euclidean distance (L2)" if report.distance == "l2" else "cosine"
+    unread = f" {report.left_out:,} pictures cannot be read and are left out." if report.left_out else ""
     return (
         f"<p>{report.queries:,} test pictures, never trained on, searched among {report.gallery:,} training pictures "
         f"of {report.classes:,} classes. A picture counts as right when it has the query's class. Vectors have "
         f"{report.dim} dimensions; the figures above rank all pictures by {distance}, the model's own "
-        f"distance.{expanded}{left_out}</p>"
+        f"distance.{expanded}{left_out}{unread}</p>"
     )
 
 
@@ -242,15 +247,24 @@ def _find(report: Report, filed_by: str, probes: Probes) -> SearchFigures | None
 def _write(path: Path, text: str) -> None:
     """Write beside the place and rename, so that a page is whole or the old one."""
     partial: Path | None = None
+    with _writing(path):
+        try:
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+                partial = Path(file.name)
+                file.write(text)
+            partial.chmod(0o644)
+            partial.replace(path)
+        except OSError:
+            if partial:
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            partial = Path(file.name)
-            file.write(text)
-        partial.chmod(0o644)
-        partial.replace(path)
+        yield
     except OSError as error:
-        if partial:
-            partial.unlink(missing_ok=True)
         raise InputError(
             f"{path} cannot be written ({error.strerror}): copy the model to where you may write"
         ) from error
