@@ -105,6 +105,10 @@ def test_mistakes_are_one_line_that_says_what_to_do(place, tmp_path, mistake):
     assert "digits" in mistake("train", "digit", "--out", tmp_path / "m")
     assert "resnet18" in mistake("train", place / "photos", "--out", tmp_path / "m", "--backbone", "resnet-18")
     assert "exists already" in mistake("train", place / "photos", "--out", place / "model")
+    (tmp_path / "run.toml").write_text('out = "m9"')
+    said = mistake("train", place / "photos", "--out", tmp_path / "m", "--config", tmp_path / "run.toml")
+    assert "no setting is named 'out'" in said
+    (tmp_path / "run.toml").unlink()
     assert "cam-sphere" in mistake("train", place / "photos", "--out", tmp_path / "m", "--loss", "camsphere")
     assert "kedge train" in mistake("evaluate", tmp_path / "none", place / "photos")
     assert "kedge create" in mistake("search", tmp_path / "none", query)

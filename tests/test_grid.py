@@ -56,6 +56,11 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
         ({"shots": [0]}, "shots cannot be 0"),
         ({"shots": ["few"]}, "shots cannot be 'few': give numbers from 1, or full"),
         ({"seeds": [-1]}, "a seed cannot be -1"),
+        ({"seeds": [2**40]}, "a seed cannot be"),
+        ({"tries": True}, "'tries' of the grid cannot be True"),
+        ({"backbones": ["resnt18"]}, "did you mean 'resnet18'"),
+        ({"losses": ["cam"], "settings": {"preset": "paper-like"}}, "'loss' stands in the grid's settings"),
+        ({"variants": {"mine": {"preset": ["paper-like"]}}}, "no preset is named"),
         ({"unseen_classes": -1}, "unseen_classes"),
         ({"classes": 1}, "'classes' of the grid cannot be 1"),
         ({"settings": {"classes": 20}}, "'classes' stands in the grid's settings"),
@@ -64,6 +69,11 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
 def test_mistakes_are_named(values, said):
     with pytest.raises(ConfigError, match=said):
         Grid.of({"datasets": ["digits"], **values})
+
+
+def test_a_variant_may_be_a_preset():
+    grid = Grid.of({"datasets": ["digits"], "losses": ["paper"], "variants": {"paper": {"preset": "paper-like"}}})
+    assert grid.settings_of("paper") == {"loss": "cam", "margin": 2.0, "weight_decay": 0.02}
 
 
 def test_missing_data_and_equal_names_are_named(tmp_path):

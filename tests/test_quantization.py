@@ -51,7 +51,10 @@ def test_it_is_a_model_of_its_own(trained, small):
         "validation_map": cost.map_int8,
         "validation_map_float32": cost.map_float32,
     }
-    assert "test" not in quantized.card.scores
+    assert not {"validation", "test"} & quantized.card.scores.keys()
+    assert "int8" in (quantized.folder / "report.html").read_text("utf-8")
+    assert "Not measured on test pictures" in (quantized.folder / "report.html").read_text("utf-8")
+    assert quantized.card.anchor_distances != model.card.anchor_distances
     assert quantized.encoder_path.stat().st_size < 0.5 * model.encoder_path.stat().st_size
     with kedge.Gallery.create(root / "gallery", quantized) as gallery:
         assert gallery.add(root / "photos").added == 72

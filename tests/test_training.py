@@ -391,6 +391,47 @@ def test_an_interrupt_is_told_and_can_be_resumed(photos, tmp_path):
     assert (tmp_path / "model.partial" / "resume.ckpt").is_file()
 
 
+def test_a_whole_model_is_taken_for_no_other_run(photos, tmp_path):
+    mine = tmp_path / "photos"
+    shutil.copytree(photos, mine)
+    small = {**FAST, "image_size": 16}  # raised to what the backbone takes
+    whole = kedge.train(mine, tmp_path / "model", **small)
+    again = kedge.train(mine, tmp_path / "model", resume=True, **small)
+    assert again.fingerprint == whole.fingerprint
+    for other in ({"shots": 3}, {"gradient_clip": 1.0}, {"mixup": 1.0}):
+        with pytest.raises(InputError, match=f"begun with other settings.*{next(iter(other))} was"):
+            kedge.train(mine, tmp_path / "model", resume=True, **{**small, **other})
+    with pytest.raises(ConfigError, match="'scale' is no setting of the loss cam-sphere"):
+        kedge.train(mine, tmp_path / "model", resume=True, scale=3.0, **small)
+    next(mine.rglob("*.png")).unlink()
+    with pytest.raises(InputError, match="have changed since"):
+        kedge.train(mine, tmp_path / "model", resume=True, **small)
+
+
+def test_a_run_has_a_folder_to_write_and_settings_to_try(photos, tmp_path):
+    with pytest.raises(ModelError, match="no name of a folder"):
+        kedge.train(photos, ".", **FAST)
+    with pytest.raises(ConfigError, match="no setting is named 'foo'"):
+        kedge.train(photos, tmp_path / "model", tried={"foo": 1}, **FAST)
+    model = kedge.train(photos, tmp_path / "deep" / "down" / "model", state=tmp_path / "state", **FAST)
+    assert model.folder.is_dir()
+
+
+def test_pictures_that_do_not_fit_into_memory_are_looked_through_first(photos, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("kedge.training.MOST_IN_MEMORY", 0)
+    mine = tmp_path / "photos"
+    shutil.copytree(photos, mine)
+    name = sorted(path.name for path in mine.iterdir())[1]
+    broken = sorted((mine / name).iterdir())
+    broken[0].write_bytes(broken[0].read_bytes()[:60])
+    kedge.train(mine, tmp_path / "model", **{**FAST, "epochs": 1, "quiet": False})
+    assert f"left out {broken[0]}" in capfd.readouterr().err
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DatasetError, match=f"no training picture of class '{name}' can be read"):
+        kedge.train(mine, tmp_path / "other", **{**FAST, "epochs": 1})
+
+
 def test_killed_run_resumes_to_the_same_end(photos, tmp_path, monkeypatch):
     settings = {**FAST, "epochs": 8, "seed": 3, "mixup": 1.0}
     whole = kedge.train(photos, tmp_path / "whole", **settings)

@@ -205,6 +205,9 @@ def _run_cells(
             still_open = open_of.setdefault(first, set())
             still_open.add(cell)
             networks.setdefault(first, []).append((cell.name, told, partial(keep, cell, state, still_open)))
+    for state in (out / MODELS).glob("*.partial") if not networks else ():
+        # Of a network whose last row was written before a kill, and of tries that failed.
+        shutil.rmtree(state, ignore_errors=True)
     runner.run([*networks.values()], len(cells))
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kedge.errors import ConfigError, nearest_name
 
-__all__ = ["PRESETS", "READ_OUT", "Features", "TrainingConfig"]
+__all__ = ["PRESETS", "READ_OUT", "Features", "TrainingConfig", "with_preset"]
 
 Features = Literal["embedding", "pooled", "joint", "softmax"]
 
@@ -92,14 +92,7 @@ class TrainingConfig(BaseModel):
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """Check settings by name; raise ConfigError for an unknown one (naming the nearest) or an impossible value."""
-        settings = dict(settings)
-        preset = settings.pop("preset", None)
-        if preset is not None:
-            if preset not in PRESETS:
-                raise ConfigError(
-                    f"no preset is named '{preset}'{nearest_name(preset, PRESETS)}: there is {', '.join(PRESETS)}"
-                )
-            settings = {**PRESETS[preset], **settings}
+        settings = with_preset(settings)
         for name in settings:
             if name not in cls.model_fields:
                 known = ", ".join(sorted(cls.model_fields))
@@ -122,3 +115,15 @@ class TrainingConfig(BaseModel):
             raise ConfigError(f"no settings file at {path}") from error
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of the preset that they name, if they name one; raise ConfigError for no such."""
+    settings = dict(settings)
+    preset = settings.pop("preset", None)
+    if preset is None:
+        return settings
+    if not isinstance(preset, str) or preset not in PRESETS:
+        near = nearest_name(str(preset), PRESETS)
+        raise ConfigError(f"no preset is named {preset!r}{near}: there is {', '.join(PRESETS)}")
+    return {**PRESETS[preset], **settings}

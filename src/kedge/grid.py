@@ -9,10 +9,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kedge.config import TrainingConfig
+from kedge.config import TrainingConfig, with_preset
 from kedge.datasets import PUBLISHED, place_of
 from kedge.errors import ConfigError, DatasetError, nearest_name
 from kedge.losses import LOSSES, loss_recipe
+from kedge.network import check_backbone
 
 __all__ = ["Cell", "Grid", "Shots", "Tries", "name_of"]
 
@@ -79,7 +80,7 @@ class Grid(_Closed):
         """Check a grid's values by name; raise ConfigError or DatasetError for what cannot be run."""
         _check_shape(values)
         try:
-            grid = cls.model_validate(values)
+            grid = cls.model_validate(_with_presets(values))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -139,8 +140,12 @@ class Grid(_Closed):
         for shots in self.shots:
             if shots != "full" and shots < 1:
                 raise ConfigError(f"shots cannot be {shots}: give numbers from 1, or full")
-        if min(self.seeds) < 0:
-            raise ConfigError(f"a seed cannot be {min(self.seeds)}: give numbers from 0")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ConfigError(f"a seed cannot be {seed}: give numbers from 0, below {2**32}")
+        tried_on = [self.tries.backbone] if self.tries and self.tries.backbone else []
+        for backbone in {*self.backbones, *tried_on} - {"auto"}:
+            check_backbone(backbone, pretrained=bool(self.settings.get("pretrained")))
 
     def after(self, begun: "Grid | None") -> Self:
         """Return all that was asked for so far: of this grid, and of that which a comparison was begun with.
@@ -211,9 +216,24 @@ def _check_shape(values: Mapping[str, Any]) -> None:
         wrong = [each for each in values.get(name, ()) if not isinstance(each, int) and each not in words]
         if wrong:
             raise ConfigError(f"{name} cannot be {wrong[0]!r}: give {word}, separated by commas")
-    misplaced = settings & {*(values.get("tries") or ())} - {*Tries.model_fields}
+    tries = values.get("tries")
+    misplaced = settings & {*tries} - {*Tries.model_fields} if isinstance(tries, Mapping) else set()
     if misplaced:
         raise ConfigError(f"'{min(misplaced)}' is a setting of tries: it stands below [tries.settings]")
+
+
+def _with_presets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a grid's values with the settings of presets in the presets' place, wherever settings stand."""
+
+    def expanded(settings: Any) -> Any:
+        return with_preset(settings) if isinstance(settings, Mapping) else settings
+
+    found = {name: expanded(value) if name == "settings" else value for name, value in values.items()}
+    if isinstance(found.get("variants"), Mapping):
+        found["variants"] = {name: expanded(variant) for name, variant in found["variants"].items()}
+    if isinstance(found.get("tries"), Mapping) and "settings" in found["tries"]:
+        found["tries"] = {**found["tries"], "settings": expanded(found["tries"]["settings"])}
+    return found
 
 
 def name_of(data: str) -> str:

@@ -211,9 +211,12 @@ def _feature_dim(backbone: nn.Module, name: str, view_size: int) -> int:
         with torch.inference_mode():
             features: Tensor = backbone.eval()(torch.zeros(1, 3, view_size, view_size))
     except RuntimeError as error:
+        if accepts_any_size(name):
+            remedy = "give another --image-size (256 makes squares of 224 px, 7/8 of it, which suit most)"
+        else:
+            remedy = f"give --image-size {timm.get_pretrained_cfg(name).input_size[-1]}, the one it is made for"
         raise ConfigError(
-            f"{name} cannot read squares of {view_size} px, 7/8 of the image size ({error}): give another --image-size "
-            f"(256 makes squares of 224 px, which suit most), or another --backbone"
+            f"{name} cannot read squares of {view_size} px ({error}): {remedy}, or another --backbone"
         ) from error
     backbone.train(was_training)
     return features.shape[1]

@@ -13,11 +13,14 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
+from kedge.anchors import unit_length
+from kedge.calibration import Calibration
 from kedge.datasets import Split
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, MissingPartError, ModelError
 from kedge.evaluation import encode_split, exhaustive_scores, load_for
-from kedge.model import ENCODER, Model
+from kedge.model import ENCODER, REPORT, Model
+from kedge.page import report_page
 
 __all__ = ["Quantized", "quantize", "write_int8_graph"]
 
@@ -70,8 +73,14 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
         found = (_map(each, shown, queries) for each in (opened, small))
         cost = Quantized(name, min(len(queries), MOST_QUERIES), *found)
         scores = {**opened.card.scores, "int8": {f"{name}_map": cost.map_int8, f"{name}_map_float32": cost.map_float32}}
-        scores.pop("test", None)  # measured with the other graph
-        small.write_card(opened.card.model_copy(update={"precision": "int8", "scores": scores}))
+        for split in ("validation", "test"):
+            scores.pop(split, None)  # measured with the other graph
+        card = opened.card.model_copy(update={"precision": "int8", "scores": scores})
+        calibration = _calibrated(small, seen["validation"]) if card.anchor_distances else None
+        if calibration:
+            card = card.model_copy(update={"anchor_distances": calibration.quantiles})
+        small.write_card(card)
+        (stage / REPORT).write_text(report_page(Model.load(stage), None, None), "utf-8")
         stage.rename(out)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
@@ -134,6 +143,13 @@ def _map(model: Model, searched: Split, queries: Split) -> float:
     asked, labels, _ = encode_split(encoder, _spread(queries, MOST_QUERIES))
     gallery, gallery_labels, _ = encode_split(encoder, _spread(searched, MOST_SEARCHED))
     return round(exhaustive_scores(asked, labels, gallery, gallery_labels, model.card.distance)[0], 4)
+
+
+def _calibrated(model: Model, held_out: Split) -> Calibration | None:
+    vectors, _, _ = encode_split(Encoder(model), _spread(held_out, MOST_QUERIES))
+    return Calibration.fit(
+        unit_length(vectors) if model.card.distance == "cosine" else vectors, model.search_anchors.vectors
+    )
 
 
 def _spread(split: Split, most: int) -> Split:

@@ -41,6 +41,8 @@ SETTINGS_FILE = "settings.json"
 MOST_NAMED = 20
 # Decoded pictures beyond this are read from disk batch by batch.
 MOST_IN_MEMORY = 4 << 30
+# So many of those at a time, and small, are looked through for what cannot be read.
+LOOKED_THROUGH, LEAST_SIDE = 4096, 8
 
 
 def train(
@@ -65,22 +67,14 @@ def train(
     finite.
     """
     out = Path(out)
+    if not out.name:
+        raise ModelError(f"'{out}' is no name of a folder to write: give --out one that is not there yet")
     config = TrainingConfig.of(settings)
     recipe = loss_recipe(config.loss)
+    if tried:
+        recipe.check(TrainingConfig.of(tried).model_dump(exclude_unset=True))
     partial = Path(state) if state else out.with_name(out.name + ".partial")
-    if out.exists():
-        if resume:
-            # Killed after the model was whole, before its unfinished self was cleared away.
-            model = Model.load(out)
-            asked = {"data": place_of(data), **config.model_dump(mode="json", exclude_unset=True, exclude_none=True)}
-            if config.precision == "auto":
-                # The card says which one it was.
-                asked.pop("precision", None)
-            trained = model.card.trained
-            _check_same(out, {name: value for name, value in asked.items() if name in trained}, trained)
-            if not state:
-                shutil.rmtree(partial, ignore_errors=True)
-            return model
+    if out.exists() and not resume:
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
     if partial.exists() and not resume:
         raise ModelError(f"{partial} holds an unfinished run: go on with --resume, or remove it first")
@@ -93,9 +87,16 @@ def train(
         validation_share=config.validation_share,
     )
     resolved = resolve(config, recipe, dataset, tried)
+    if out.exists():
+        # Killed after the model was whole, before its unfinished self was cleared away.
+        model = _check_whole(out, resolved, place_of(data), dataset)
+        if not state:
+            shutil.rmtree(partial, ignore_errors=True)
+        return model
     network = _build_network(resolved, recipe, len(dataset.classes))
     loss = recipe.build(len(dataset.classes), network.dim, resolved) if recipe.build else None
     precision = training_precision(resolved, network) if loss is not None else "float32"
+    out.parent.mkdir(parents=True, exist_ok=True)
     with _begin(partial, resolved, place_of(data), dataset, resume):
         for note in dataset.notes:
             _say(note, quiet)
@@ -138,7 +139,7 @@ def train(
         anchors = _anchors(dataset.classes, learned, encoded, distance)
         calibration = _calibrate(held_out, anchors, distance)
         export_encoder(stored, stage, resolved.image_size or 0)
-        _write_splits(stage, dataset)
+        (stage / SPLITS).write_text(json.dumps(_splits(dataset)), "utf-8")
         if (partial / METRICS).is_file():
             shutil.copy(partial / METRICS, stage / METRICS)
         trained = {"data": place_of(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
@@ -222,6 +223,19 @@ def _begin(
     return lock
 
 
+def _check_whole(out: Path, settings: TrainingConfig, data: str, dataset: Dataset) -> Model:
+    """Return the whole model that a resumed run finds; raise InputError when it is of other settings or pictures."""
+    model = Model.load(out)
+    asked = {"data": data, **settings.model_dump(mode="json")}
+    if settings.precision == "auto":
+        asked.pop("precision")  # the card says which one it was
+    _check_same(out, asked, model.card.trained)
+    stored = model.splits()
+    if stored != {content: split for split, contents in _splits(dataset).items() for content in contents}:
+        raise InputError(f"the pictures of {data} have changed since {out} was trained: remove it, train anew")
+    return model
+
+
 def _digest(dataset: Dataset) -> str:
     """Return what tells whether classes, pictures and their splits are those of another day."""
     parts = [list(dataset.classes), *(list(part.hashes) for part in (dataset.train, dataset.validation, dataset.test))]
@@ -239,7 +253,12 @@ def _check_same(folder: Path, asked: Mapping[str, Any], stored: Mapping[str, Any
 def _decode(split: Split, size: int, quiet: bool) -> LabelledBatches:
     """Decode a split once and keep it in memory; one too large for that is read from disk again and again."""
     if 3 * size * size * len(split) > MOST_IN_MEMORY:
-        return PicturesOnDisk(split, size)
+        _say(f"reading all {len(split):,} pictures once: they do not fit into memory", quiet)
+        parts = [split[start : start + LOOKED_THROUGH] for start in range(0, len(split), LOOKED_THROUGH)]
+        failed = [failure for part in parts for failure in part.decode(LEAST_SIDE).failures]
+        _say_left_out(failed, quiet)
+        unread = {failure.path for failure in failed}
+        return PicturesOnDisk(split[np.flatnonzero([path not in unread for path in split.paths])], size)
     decoded = split.decode(size)
     _say_left_out(decoded.failures, quiet)
     return LabelledBatches(torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels))
@@ -347,16 +366,11 @@ def _calibrate(held_out: LabelledBatches, anchors: Anchors, distance: Distance) 
     return Calibration.fit(vectors, anchors.vectors)
 
 
-def _write_splits(folder: Path, dataset: Dataset) -> None:
-    """Write which content was in which split; with shots, pictures not drawn count as train: nothing tests on them."""
+def _splits(dataset: Dataset) -> dict[str, list[str]]:
+    """Return which content is in which split; with shots, pictures not drawn count as train: nothing tests on them."""
     tested, held_out = set(dataset.test.hashes), set(dataset.validation.hashes)
     trained = [content for content in dataset.gallery.hashes if content not in held_out]
-    stored: dict[str, Sequence[str]] = {
-        "train": sorted(set(trained)),
-        "validation": sorted(held_out),
-        "test": sorted(tested),
-    }
-    (folder / SPLITS).write_text(json.dumps(stored), "utf-8")
+    return {"train": sorted(set(trained)), "validation": sorted(held_out), "test": sorted(tested)}
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -227,6 +227,11 @@ def test_far_start_leaves_the_repeller_idle():
     assert loss.terms.repeller == 0.0
 
 
+def test_a_label_below_zero_is_no_class():
+    with pytest.raises(ValueError, match="-1 is none"):
+        ClassAnchorMargin(3, 4)(torch.zeros(2, 4), torch.tensor([-1, 0]))
+
+
 def test_wrong_shapes_and_settings_are_named():
     loss = ClassAnchorMargin(3, 4)
     with pytest.raises(ValueError, match=r"\(batch, 4\)"):

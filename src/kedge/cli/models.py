@@ -91,6 +91,7 @@ def train(
 
     settings = TrainingConfig.read(config) if config else {}
     settings |= {name: value for name, value in flags.items() if value is not None}
+    TrainingConfig.of(settings)  # A file may hold anything: what is no setting would reach other parameters.
     model = kedge.train(data, out, resume=resume, **settings)
     if json_:
         print(json.dumps({"model": str(model.folder), "fingerprint": model.fingerprint, **model.card.model_dump()}))
@@ -242,7 +243,7 @@ def quantize(
 
 def _probes_list(text: str) -> tuple[int | Literal["exact"], ...]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part == "exact" or (part.isdigit() and int(part) > 0) for part in parts):
+    if not all(part == "exact" or (part.isdecimal() and int(part) > 0) for part in parts):
         raise InputError(f"--probes takes numbers from 1 and 'exact', separated by commas, not '{text}'")
     return tuple("exact" if part == "exact" else int(part) for part in parts)
 
@@ -250,7 +251,7 @@ def _probes_list(text: str) -> tuple[int | Literal["exact"], ...]:
 def _comma_list(given: list[str] | None) -> list[int | str] | None:
     """Return the parts of lists separated by commas; whole numbers as such, None for nothing given."""
     parts = [part.strip() for text in given or () for part in text.split(",") if part.strip()]
-    return [int(part) if part.isdigit() else part for part in parts] or None
+    return [int(part) if part.isdecimal() else part for part in parts] or None
 
 
 def _settings(given: list[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ __all__ = [
 
 
 # Every loss gets the same tries of optimiser, rate and decay, and its own ones where they are others; then as many of
-# its main setting, then a smaller batch, then views that vary in brightness where its own do not, or the other way.
+# its main setting, then a smaller batch, then views as bright as the pictures are and views that vary in brightness.
 OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
     {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay, "batch_size": 100}
     for optimizer, rate, decay in (
@@ -44,6 +44,7 @@ BATCH_TRIES: tuple[Mapping[str, Any], ...] = ({"batch_size": 50},)
 
 # Range of brightness in training views, where a loss's recipe has none of its own.
 USUAL_BRIGHTNESS = 0.4
+LIGHT_TRIES: tuple[Mapping[str, Any], ...] = ({"brightness": 0.0}, {"brightness": USUAL_BRIGHTNESS})
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ class LossRecipe:
         if not self.build:
             return ()
         own = {name: self.settings[name] for name in ("optimizer", "learning_rate", "weight_decay")}
-        other = 0.0 if self.settings.get("brightness", USUAL_BRIGHTNESS) else USUAL_BRIGHTNESS
-        light = ({"brightness": other},)
-        return (*OPTIMISER_TRIES, {**own, "batch_size": 100}), self.own_tries, BATCH_TRIES, light
+        return (*OPTIMISER_TRIES, {**own, "batch_size": 100}), self.own_tries, BATCH_TRIES, LIGHT_TRIES
 
 
 def _class_anchor_margin(sphere: bool) -> Callable[[int, int, TrainingConfig], nn.Module]:

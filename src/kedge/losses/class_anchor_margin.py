@@ -218,3 +218,6 @@ def _check(embeddings: Tensor, labels: Tensor, anchors: Tensor) -> None:
         raise ValueError(f"embeddings must have shape (batch, {anchors.shape[1]}), not {tuple(embeddings.shape)}")
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(f"labels must have shape ({len(embeddings)},), not {tuple(labels.shape)}")
+    # On a GPU a look would wait for it, and an index beyond the classes is an error there by itself.
+    if labels.device.type == "cpu" and len(labels) and int(labels.min()) < 0:
+        raise ValueError(f"labels number the classes from 0, {int(labels.min())} is none: leave such rows out")

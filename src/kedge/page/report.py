@@ -90,7 +90,8 @@ def report_page(model: Model, report: Report | None, material: ReportMaterial | 
     name = report.dataset if report else str(trained.get("dataset", "pictures"))
     title = f"{name}: how well does it retrieve?"
     how = " on ".join(str(trained[part]) for part in ("loss", "backbone") if part in trained)
-    made = ", ".join(filter(None, (f"Model {model.fingerprint}", how)))
+    numbers = "" if model.card.precision == "float32" else f"in {model.card.precision}"
+    made = ", ".join(filter(None, (f"Model {model.fingerprint}", how, numbers)))
     parts = [
         f"<h1>{escape(title)}</h1>\n<p class='soft'>{escape(made)}, made {escape(model.card.created_at[:10])}.</p>"
     ]
