@@ -423,10 +423,11 @@ def test_pictures_that_do_not_fit_into_memory_are_looked_through_first(photos, t
     shutil.copytree(photos, mine)
     name = sorted(path.name for path in mine.iterdir())[1]
     broken = sorted((mine / name).iterdir())
-    broken[0].write_bytes(broken[0].read_bytes()[:60])
+    for path in broken[::2]:
+        path.write_bytes(path.read_bytes()[:60])
     kedge.train(mine, tmp_path / "model", **{**FAST, "epochs": 1, "quiet": False})
-    assert f"left out {broken[0]}" in capfd.readouterr().err
-    for path in broken:
+    assert f"left out {mine / name}" in capfd.readouterr().err
+    for path in broken[1::2]:
         path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DatasetError, match=f"no training picture of class '{name}' can be read"):
         kedge.train(mine, tmp_path / "other", **{**FAST, "epochs": 1})
