@@ -451,6 +451,9 @@ def test_a_wrong_search_says_what_there_is(gallery, photos):
         gallery.search(query, where="lable = 'red'")
     with pytest.raises(GalleryError, match="cannot be used"):
         gallery.search(query, where="label ===")
+    with pytest.raises(GalleryError, match='"label" in double quotes is a text, not the column: write label'):
+        gallery.search(query, where="\"label\" = 'red'")
+    assert gallery.count('label = "red"') == gallery.count("`label` = 'red'") == gallery.count("label = 'red'")
     for wrong in ({"where": " "}, {"k": 0}, {"probes": 0}, {"probes": "all"}, {"order": "size"}):
         with pytest.raises(InputError):
             gallery.search(query, **wrong)

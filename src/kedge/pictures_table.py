@@ -380,6 +380,11 @@ class PicturesTable:
     def _filtering(self, where: str | None) -> Iterator[None]:
         if where is not None and not where.strip():
             raise InputError("the filter is empty: give a condition such as \"label = 'cat'\", or leave it out")
+        quoted = {*re.findall(r'"(\w+)"', where or "")} & {*self._dataset.schema.names}
+        if quoted:
+            # Lance would compare the word itself, and match nothing.
+            name = min(quoted)
+            raise GalleryError(f"\"{name}\" in double quotes is a text, not the column: write {name} or '{name}'")
         try:
             yield
         except _FAILURES as error:
