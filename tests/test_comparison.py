@@ -175,8 +175,10 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     monkeypatch.setattr(comparison._Runner, "_one", scored)
     given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 1}
     grid = Grid.of(given).after(None)
-    runner, out = comparison._Runner(1, 0, lambda *_: None), tmp_path
+    told, out = [], tmp_path
+    runner = comparison._Runner(1, 0, lambda _name, _row, done, total: told.append((done, total)))
     chosen = comparison._choose_settings(grid, out, runner)
+    assert told == [(done, 12) for done in range(1, 13)]
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
     assert chosen == ({"cam-sphere": best, "none": {}}, {})
     with (out / "tries.csv").open(newline="") as file:

@@ -208,7 +208,7 @@ def _run_cells(
     for state in (out / MODELS).glob("*.partial") if not networks else ():
         # Of a network whose last row was written before a kill, and of tries that failed.
         shutil.rmtree(state, ignore_errors=True)
-    runner.run([*networks.values()], len(cells))
+    runner.run([*networks.values()], len(cells) - sum(map(len, networks.values())), len(cells))
 
 
 def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -227,6 +227,7 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> tuple[dict[str
     hopeless: dict[str, str] = {}
     best: dict[str, dict[str, Any]] = {name: {} for name in plans}
     reached = dict.fromkeys(plans, -1.0)
+    finished = 0
     for number in range(max(len(plan) for plan in plans.values())):
         rows = _tries_done(out)
         # A loss's own settings may be among those that all try: once is enough.
@@ -243,7 +244,10 @@ def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> tuple[dict[str
             for name, settings in wanted
             if (name, _said(settings)) not in rows or rows[name, _said(settings)].get("failure")
         ]
-        runner.run([[_try(grid, out, name, settings)] for name, settings in open_tries], len(wanted))
+        to_come = sum(len(stage) for plan in plans.values() for stage in plan[number + 1 :])
+        jobs = [[_try(grid, out, name, settings)] for name, settings in open_tries]
+        runner.run(jobs, finished + len(wanted) - len(jobs), finished + len(wanted) + to_come)
+        finished += len(wanted)
         rows = _tries_done(out)
         for name, settings in wanted:
             row = rows[name, _said(settings)]
@@ -291,10 +295,9 @@ class _Runner:
     devices: int
     on_row: OnRow
 
-    def run(self, lists: Sequence[Sequence[_Job]], total: int) -> None:
-        """Run all jobs; at a KeyboardInterrupt all processes end."""
+    def run(self, lists: Sequence[Sequence[_Job]], done: int, total: int) -> None:
+        """Run all jobs, of `total` of which so many are done; at a KeyboardInterrupt all processes end."""
         running: set[subprocess.Popen[str]] = set()
-        done = total - sum(map(len, lists))
         with ThreadPoolExecutor(self.parallel) as pool:
             places = list(range(self.parallel))
             futures = {pool.submit(self._one, [told for _, told, _ in jobs], places, running): jobs for jobs in lists}
