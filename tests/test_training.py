@@ -104,9 +104,10 @@ def test_membership_covers_every_picture_once(trained, photos):
     dataset = kedge.load_dataset(photos)
     assert sorted(splits) == sorted({*dataset.gallery.hashes, *dataset.test.hashes})
     assert {splits[content] for content in dataset.test.hashes} == {"test"}
-    # Another seed would split otherwise; the stored membership decides.
+    # Another seed would validate on others; the stored membership decides.
+    assert sorted(kedge.load_dataset(photos, seed=7).validation.hashes) != sorted(dataset.validation.hashes)
     again = kedge.load_dataset(photos, seed=7, membership=splits)
-    assert sorted(again.test.hashes) == sorted(dataset.test.hashes)
+    assert sorted(again.validation.hashes) == sorted(dataset.validation.hashes)
 
 
 def test_sphere_model_stores_unit_vectors_and_unit_anchors(trained, photos):

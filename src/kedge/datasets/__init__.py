@@ -34,9 +34,9 @@ def load_dataset(
 ) -> Dataset:
     """Load labelled pictures by a published set's name, or from a folder or a CSV or Parquet list.
 
-    A source without splits is divided by `seed`: a fifth of each class to test on. `validation_share` of the training
-    pictures is held out to validate on, unless the source says which. `shots` draws that many training pictures a
-    class. `max_classes` takes the first classes in sorted order. `membership` says, by content hash, which split a
+    Of a source without splits a fifth of each class is held out to test on, the same whatever the `seed`, by which
+    `validation_share` of the training pictures is held out to validate on, unless the source says which. `shots` draws
+    that many training pictures a class. `max_classes` takes the first classes in sorted order. `membership` says, by content hash, which split a
     picture was in before, and goes over everything else. Raises DatasetError naming what is wrong and where, and
     ConfigError for a number that cannot be.
     """

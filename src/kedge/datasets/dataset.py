@@ -20,6 +20,8 @@ __all__ = ["Dataset", "Decoded", "Listed", "Listing", "Split", "SplitName", "div
 
 SplitName = Literal["train", "validation", "test"]
 TEST_SHARE = 0.2
+# The same test pictures for every seed: settings chosen with one seed must not have seen those of another.
+TEST_SEED = 0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -165,7 +167,7 @@ def divide(
     listed = [row for row in listing.rows if row.label in set(classes)]
     rows, skipped = _read_contents(listed)
     rows, notes = _without_contradictions(rows)
-    rows = _with_splits(rows, seed, membership)
+    rows = _with_splits(rows, membership)
     train = [row for row in rows if row.split == "train"]
     tested = {row.content for row in rows if row.split == "test"}
     held_out = {row.content for row in rows if row.split == "validation"} - tested
@@ -234,11 +236,11 @@ def _without_contradictions(rows: Sequence[_Row]) -> tuple[list[_Row], list[str]
     return kept, [f"{len(rows) - len(kept)} pictures stand under two labels and are left out: {first.path} ('{names}')"]
 
 
-def _with_splits(rows: Sequence[_Row], seed: int, membership: Mapping[str, SplitName]) -> list[_Row]:
-    """Give every row its split: as the model remembers it, else as the source says, else by seed."""
+def _with_splits(rows: Sequence[_Row], membership: Mapping[str, SplitName]) -> list[_Row]:
+    """Give every row its split: as the model remembers it, else as the source says, else by chance."""
     known = [replace(row, split=membership.get(row.content, row.split)) for row in rows]
     undivided = [row for row in known if row.split is None]
-    train, test = _take(undivided, TEST_SHARE, seed, most=None)
+    train, test = _take(undivided, TEST_SHARE, TEST_SEED, most=None)
     split_of: dict[str, SplitName] = {row.path: "train" for row in train}
     split_of |= {row.path: "test" for row in test}
     return [replace(row, split=row.split or split_of[row.path]) for row in known]

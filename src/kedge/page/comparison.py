@@ -158,7 +158,7 @@ def _ratios(group: _Group) -> _Table:
     """The best loss with class anchors against the best other one, and against the best softmax read-out.
 
     The best by this figure itself. Of the means over seeds; ± is the standard deviation over the seeds that both have,
-    each seed being one split.
+    each seed having its own validation pictures and draws.
     """
     columns = ("figure", "best with class anchors", "best of the others", "ratio", "ratio of 1 - mAP", "R@1, points")
     lines = []
