@@ -27,16 +27,18 @@ __all__ = [
 ]
 
 
-# Every loss gets the same tries of optimiser, rate and decay, and its own ones where they are others; then as many of
-# its main setting, then a smaller batch, then views as bright as the pictures are and views that vary in brightness.
+# Every loss gets the same tries of optimiser, rate and decay, its own among them; then two of its main setting, then a
+# smaller batch, then the brightness of views that its recipe has not: as many for each, none of them twice.
 OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
     {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay, "batch_size": 100}
     for optimizer, rate, decay in (
         ("adamw", 4e-3, 0.5),
+        ("adamw", 4e-3, 0.25),
         ("adamw", 4e-3, 0.1),
         ("adamw", 1e-3, 0.5),
         ("adamw", 1e-3, 0.1),
         ("sgd", 0.05, 0.02),
+        ("sgd", 0.05, 0.01),
         ("sgd", 0.05, 0.005),
     )
 )
@@ -44,7 +46,6 @@ BATCH_TRIES: tuple[Mapping[str, Any], ...] = ({"batch_size": 50},)
 
 # Range of brightness in training views, where a loss's recipe has none of its own.
 USUAL_BRIGHTNESS = 0.4
-LIGHT_TRIES: tuple[Mapping[str, Any], ...] = ({"brightness": 0.0}, {"brightness": USUAL_BRIGHTNESS})
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class LossRecipe:
         """Return the settings to try, stage by stage: the best of a stage is kept for the next."""
         if not self.build:
             return ()
-        own = {name: self.settings[name] for name in ("optimizer", "learning_rate", "weight_decay")}
-        return (*OPTIMISER_TRIES, {**own, "batch_size": 100}), self.own_tries, BATCH_TRIES, LIGHT_TRIES
+        varies = self.settings.get("brightness", USUAL_BRIGHTNESS) > 0
+        return OPTIMISER_TRIES, self.own_tries, BATCH_TRIES, ({"brightness": 0.0 if varies else USUAL_BRIGHTNESS},)
 
 
 def _class_anchor_margin(sphere: bool) -> Callable[[int, int, TrainingConfig], nn.Module]:
