@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -147,6 +148,12 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path):
     assert "1 that cannot be read left out" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_loss_that_had_nothing_to_learn_from_is_a_failure(tmp_path):
+    draw_classes(tmp_path / "data", ["circle", "square"], each=6, size=32, seed=0)
+    with pytest.raises(DatasetError, match="the loss triplet was 0 in every epoch: no batch had a pair"):
+        measure(str(tmp_path / "data"), str(tmp_path / "model"), {**SETTINGS, "loss": "triplet", "shots": 1})
+
+
 def test_another_comparison_is_refused(compared, tmp_path):
     grid, out, _, _ = compared
     before = (out / "results.csv").read_bytes()
@@ -182,7 +189,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
     assert chosen == ({"cam-sphere": best, "none": {}}, {})
     with (out / "tries.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 12  # its own decay is not among those that all losses try
+        assert len(list(csv.DictReader(file))) == 12
     monkeypatch.setattr(comparison._Runner, "_one", lambda *_: pytest.fail("a try was done again"))
     assert comparison._choose_settings(grid, out, runner) == chosen
 
@@ -211,8 +218,8 @@ def test_settings_that_are_given_are_not_tried(tmp_path, unmeasured):
     assert all({"learning_rate", "batch_size"} & {*each} == set() for _, each in tried)
     assert {each.get("margin") for margin, each in tried if margin is None} == {None, 4.0, 16.0}
     assert all("margin" not in each for margin, each in tried if margin)
-    # Two optimisers with two decays each, and the settings of cam itself are among them.
-    assert sum(len(each) == 2 for margin, each in tried if margin) == 4
+    # Two optimisers with three decays each.
+    assert sum(len(each) == 2 for margin, each in tried if margin) == 6
 
 
 def test_a_loss_whose_tries_have_all_failed_is_not_measured(tmp_path, monkeypatch):
@@ -387,6 +394,57 @@ def test_what_is_no_comparison_any_more_is_named(tmp_path, unmeasured):
 
 
 @pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda whole: whole[:-30], "line 2 of .* has .* cells and the first"),
+        (lambda whole: whole + b"birds,resn\n", "line 3 of .* has 2 cells"),
+        (lambda whole: whole + whole.splitlines()[1] + b",9,9\n", "line 3 of .* cells"),
+        (lambda whole: whole.replace(b"birds", b"\xff"), "no table any more"),
+        (lambda whole: whole.replace(b",full,", b",xx,"), "says 'xx' for 'shots' in the row of birds, resnet10-half"),
+        (lambda whole: whole.replace(b",0.5", b",0.5x", 1), "says '0.5x' for '.*'"),
+        (lambda whole: whole.replace(b",0.5", b",", 1), "says '' for '.*'"),
+    ],
+)
+def test_a_damaged_table_is_named_and_a_row_taken_out_is_measured_again(damage, said, tmp_path, unmeasured):
+    (tmp_path / "birds").mkdir()
+    out, grid = tmp_path / "out", Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]})
+    kedge.compare(grid, out)
+    table = out / "results.csv"
+    whole = table.read_bytes()
+    table.write_bytes(damage(whole))
+    with pytest.raises(InputError, match=said):
+        kedge.compare(grid, out)
+    table.write_bytes(b"\xef\xbb\xbf" + whole.replace(b"\n", b"\r\n"))  # as a spreadsheet saves it
+    assert len(kedge.compare(grid, out).rows) == len(unmeasured) == 1
+    table.write_bytes(whole.splitlines(keepends=True)[0])
+    assert len(kedge.compare(grid, out).rows) == 1
+    assert len(unmeasured) == 2
+
+
+def test_each_row_is_kept_as_soon_as_its_cell_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam-sphere", "mirrored"], "seeds": [0]}
+    given["variants"] = {"mirrored": {"loss": "cam-sphere", "mirrored": True}}
+    out, seen = tmp_path / "out", Event()
+
+    def run(_, told, *__):
+        yield MEASURED
+        assert seen.wait(30)
+        yield MEASURED
+
+    def look(*_):
+        seen.set()
+        rows = (out / "results.csv").read_text().splitlines()[1:]
+        lengths.append(len(rows))
+        assert "cam-sphere" in (out / "report.html").read_text()
+
+    lengths = []
+    monkeypatch.setattr(comparison._Runner, "_one", run)
+    kedge.compare(Grid.of(given), out, on_row=look)
+    assert lengths == [1, 2]
+
+
+@pytest.mark.parametrize(
     ("given", "seen"), [(None, ["0", "1", "0"]), ("2,3", ["2", "3", "2"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b", "GPU-a"])]
 )
 def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
@@ -394,12 +452,12 @@ def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    monkeypatch.setattr(comparison, "_answer", lambda *_: {})
+    monkeypatch.setattr(comparison, "_answer", lambda *_: [])
     started = []
     monkeypatch.setattr(comparison.subprocess, "Popen", lambda *_, env, **__: started.append(env) or len(started))
     runner = comparison._Runner(3, 2, lambda *_: None)
     for place in range(3):
-        runner._one([], [place], set())
+        list(runner._one([], [place], set()))
     assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
 
 
@@ -459,7 +517,7 @@ def test_a_cell_may_read_pictures_in_processes_of_its_own(tmp_path):
 def _answered(program, jobs, **told):
     """Return the rows that a comparison reads from a process that runs `program`."""
     process = comparison._started(["-c", program], os.environ)
-    return comparison._answer(process, [{**told, "validate": False}] * jobs)
+    return list(comparison._answer(process, [{**told, "validate": False}] * jobs))
 
 
 def _children(pid):

@@ -45,6 +45,7 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
         ({"tries": {"epochs": 3}}, r"'epochs' is a setting of tries: it stands below \[tries.settings\]"),
         ({"tries": {}, "settings": {"validation_share": 0}}, "tries need validation pictures"),
         ({"variants": {"cam": {"loss": "cross-entropy"}}}, "cannot be called 'cam'"),
+        ({"variants": {"../mine": {"loss": "cam"}}}, "cannot be called '../mine': take letters"),
         ({"settings": {"epoch": 3}}, "did you mean 'epochs'"),
         ({"settings": {"seed": 3}}, "'seed' stands in the grid's settings"),
         ({"variants": {"mine": {"loss": "cam", "shots": 3}}}, "'shots' stands"),

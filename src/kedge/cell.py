@@ -42,7 +42,7 @@ def validate(
     """Train a model and return its validation mAP, L2 and cosine; the test pictures are left alone."""
     if unseen_classes:
         settings = {**settings, "classes": _classes_left(_whole(data, settings), unseen_classes)}
-    model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, **settings)
+    model = _train(data, out, settings, tried)
     scores = model.card.scores.get("validation")
     if scores is None:
         raise DatasetError(f"{data} has no validation pictures: settings cannot be chosen on them")
@@ -70,7 +70,7 @@ def measure(
         whole = _whole(data, settings)
         settings["classes"] = _classes_left(whole, unseen_classes)
         _check_unseen(whole, settings["classes"])
-    model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, state=state, **settings)
+    model = _train(data, out, settings, tried, state)
     trained = model.card.trained
     recipe = loss_recipe(trained["loss"])
     row = {"learns_anchors": int(recipe.learns_anchors), "distance": model.card.distance, **_cost(model)}
@@ -103,6 +103,20 @@ def measure(
     if whole is not None:
         row |= _unseen(model, encoder, whole, settings["classes"])
     return row
+
+
+def _train(
+    data: str, out: str, settings: dict[str, Any], tried: dict[str, Any] | None, state: str | None = None
+) -> Model:
+    """Train a model; raise DatasetError when there was nothing to learn from, which nobody would see in its figures."""
+    model = train(data, out, resume=True, quiet=True, evaluate=False, tried=tried, state=state, **settings)
+    lines = model.metrics()
+    if lines and not any(line["loss"] for line in lines):
+        raise DatasetError(
+            f"the loss {model.card.trained['loss']} was 0 in every epoch: no batch had a pair to learn from, give more "
+            "pictures a class"
+        )
+    return model
 
 
 def _whole(data: str, settings: dict[str, Any]) -> Dataset:

@@ -13,12 +13,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from zlib import crc32
 
@@ -48,6 +49,13 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
 # Columns that say which cell a row is of, and which try.
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
 TRIED = ("dataset", "loss", "settings")
+# Figures without which a cell or a try is not measured.
+VALIDATED = ("validation_l2_map", "validation_cosine_map")
+MEASURED = tuple(
+    f"{way}_{figure}"
+    for way in ("l2", "cosine", "probed_l2", "probed_cosine")
+    for figure in ("map", "r1", "p20", "p100")
+)
 OnRow = Callable[[str, Row, int, int], None]
 # Its name, what its process is told, and what is done with its row.
 _Job = tuple[str, Row, Callable[[Row], Row]]
@@ -89,6 +97,13 @@ def compare(
     asked = grid.after(_begun(out))
     _check_pictures(grid, out)
     grid = grid.model_copy(update={"tries": asked.tries})
+
+    def shown(name: str, row: Row, done: int, total: int) -> None:
+        # The pages grow with the table, for whoever looks while it runs.
+        _write_pages(asked, out)
+        if on_row:
+            on_row(name, row, done, total)
+
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / LOCK, blocking=False):
@@ -97,7 +112,7 @@ def compare(
                 # Before several cells would all fetch it. One that cannot be had is told by its cells.
                 with suppress(KedgeError):
                     PUBLISHED[data]()
-            runner = _Runner(parallel, devices, on_row or (lambda *_: None))
+            runner = _Runner(parallel, devices, shown)
             chosen, hopeless = _choose_settings(grid, out, runner) if grid.tries else ({}, {})
             try:
                 _run_cells(grid, out, runner, chosen, hopeless, keep_models)
@@ -124,10 +139,31 @@ def _begun(out: Path) -> Grid | None:
         missing = set(key) - set(read_header(out / table))
         if missing and (out / table).is_file():
             raise InputError(f"{out / table} has no column '{min(missing)}' any more: put it back, or remove the file")
+        for row in read_rows(out / table):
+            _check_row(out / table, key, row)
     try:
         return Grid.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another --out") from error
+
+
+def _check_row(table: Path, key: Sequence[str], row: Row) -> None:
+    """Raise InputError for a row that does not say what it is of, or has no figures where others have them."""
+    said = ", ".join(str(row.get(name, "?")) for name in key)
+    shots = str(row.get("shots", "full"))
+    wrong = next((name for name in key if name not in row), None)
+    if wrong is None and not (shots == "full" or shots.isdecimal()):
+        wrong = "shots"
+    if wrong is None and not row.get("failure"):
+        numbers = MEASURED if table.name == RESULTS else VALIDATED
+        if shots != "full":
+            numbers += tuple(f"shots_{name}" for name in MEASURED)
+        wrong = next((name for name in numbers if not isinstance(row.get(name), int | float)), None)
+    if wrong:
+        raise InputError(
+            f"{table} says '{row.get(wrong, '')}' for '{wrong}' in the row of {said}: remove that row, and it is "
+            "measured again"
+        )
 
 
 def _check_pictures(grid: Grid, out: Path) -> None:
@@ -298,15 +334,29 @@ class _Runner:
     def run(self, lists: Sequence[Sequence[_Job]], done: int, total: int) -> None:
         """Run all jobs, of `total` of which so many are done; at a KeyboardInterrupt all processes end."""
         running: set[subprocess.Popen[str]] = set()
-        with ThreadPoolExecutor(self.parallel) as pool:
-            places = list(range(self.parallel))
-            futures = {pool.submit(self._one, [told for _, told, _ in jobs], places, running): jobs for jobs in lists}
+        places = list(range(self.parallel))
+        arrived: SimpleQueue[tuple[_Job, Row] | BaseException] = SimpleQueue()
+
+        def work(jobs: Sequence[_Job]) -> None:
             try:
-                for future in as_completed(futures):
-                    for (name, _, keep), measured in zip(futures[future], future.result(), strict=True):
-                        row = keep(measured)
-                        done += 1
-                        self.on_row(name, row, done, total)
+                rows = self._one([told for _, told, _ in jobs], places, running)
+                for found in zip(jobs, rows, strict=True):
+                    arrived.put(found)
+            except BaseException as error:
+                arrived.put(error)
+
+        with ThreadPoolExecutor(self.parallel) as pool:
+            futures = [pool.submit(work, jobs) for jobs in lists]
+            try:
+                # Each row is kept as soon as it is there, by this thread alone.
+                for _ in range(sum(map(len, lists))):
+                    found = arrived.get()
+                    if isinstance(found, BaseException):
+                        raise found
+                    (name, _, keep), measured = found
+                    row = keep(measured)
+                    done += 1
+                    self.on_row(name, row, done, total)
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -314,7 +364,7 @@ class _Runner:
                     process.kill()
                 raise
 
-    def _one(self, told: list[Row], places: list[int], running: set[subprocess.Popen[str]]) -> list[Row]:
+    def _one(self, told: list[Row], places: list[int], running: set[subprocess.Popen[str]]) -> Iterator[Row]:
         place = places.pop()
         threads = str(max(1, own_cores() // self.parallel))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -325,7 +375,7 @@ class _Runner:
         process = _started(["-m", "kedge.cell"], environment)
         running.add(process)
         try:
-            return _answer(process, told)
+            yield from _answer(process, told)
         finally:
             running.discard(process)
             places.append(place)
@@ -344,8 +394,8 @@ def _started(arguments: Sequence[str], environment: Mapping[str, str]) -> subpro
     )
 
 
-def _answer(process: subprocess.Popen[str], told: list[Row]) -> list[Row]:
-    """Return the rows that a process prints; one that ends before has failed, with the last it said as the reason."""
+def _answer(process: subprocess.Popen[str], told: list[Row]) -> Iterator[Row]:
+    """Yield the rows that a process prints; one that ends before has failed, with the last it said as the reason."""
     assert process.stdin and process.stdout and process.stderr
     with process, ThreadPoolExecutor(1) as reader:
         said = reader.submit(process.stderr.read)
@@ -353,13 +403,16 @@ def _answer(process: subprocess.Popen[str], told: list[Row]) -> list[Row]:
             # Left open: its end tells the process that nobody waits for it any more.
             process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()
-        # A line without its end was cut off by whatever ended the process.
-        rows: list[Row] = [json.loads(line) for line in process.stdout if line.endswith("\n")]
+        answered = 0
+        for line in process.stdout:
+            # A line without its end was cut off by whatever ended the process.
+            if line.endswith("\n"):
+                answered += 1
+                yield json.loads(line)
         code = process.wait()
         last = (said.result().strip().splitlines() or [""])[-1]
     reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    failure = {"failure": f"{reason}: {last}" if last else reason}
-    return rows + [failure] * (len(told) - len(rows))
+    yield from [{"failure": f"{reason}: {last}" if last else reason}] * (len(told) - answered)
 
 
 def _cell_of(row: Row) -> Cell:

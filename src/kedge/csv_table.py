@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kedge.errors import InputError
+
 __all__ = ["Row", "put_row", "read_header", "read_rows", "write_whole"]
 
 Row = dict[str, Any]
@@ -32,22 +34,37 @@ TEXTS = frozenset(
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a table; numbers as numbers, empty cells left out."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: value if name in TEXTS else _number(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
+    """Return the rows of a table; numbers as numbers, empty cells left out. Raises InputError for a damaged line."""
+    header, *lines = _lines(path) or [(1, [])]
+    columns, rows = header[1], []
+    for number, cells in lines:
+        if len(cells) != len(columns):
+            raise InputError(
+                f"line {number} of {path} has {len(cells)} cells and the first {len(columns)}: remove that line, and "
+                "what stood there is measured again"
+            )
+        named = zip(columns, cells, strict=True)
+        rows.append({name: value if name in TEXTS else _number(value) for name, value in named if value})
+    return rows
 
 
 def read_header(path: Path) -> list[str]:
     """Return the names of the columns; none where there is no file."""
+    lines = _lines(path)
+    return lines[0][1] if lines else []
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the cells of each line that is not empty, with the line's number; none where there is no file."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
+    try:
+        # With the mark that spreadsheets put first, or without.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            return [(reader.line_num, cells) for cells in reader if cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no table any more ({error}): mend it, or remove it") from error
 
 
 def _number(text: str) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from re import fullmatch
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -106,6 +107,9 @@ class Grid(_Closed):
 
     def _check(self) -> None:
         for name, variant in self.variants.items():
+            # It is part of a folder's name.
+            if not fullmatch(r"\w[\w .+=-]*", name):
+                raise ConfigError(f"a variant cannot be called '{name}': take letters, digits, spaces and . + = - _")
             if "loss" not in variant:
                 raise ConfigError(f"the variant '{name}' names no loss: give it one, such as loss = \"cam-sphere\"")
             if name in LOSSES and variant["loss"] != name:

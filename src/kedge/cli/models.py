@@ -39,7 +39,9 @@ def train(
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Train on K pictures a class only.")] = None,
     classes: Annotated[int | None, typer.Option(help="Use the first N classes only.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of validation pictures, draws and training; default 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of validation pictures, draws and training; default 0.")
+    ] = None,
     distance: Annotated[
         str | None, typer.Option(help="l2, cosine or auto (default): the better on validation.")
     ] = None,

@@ -36,9 +36,9 @@ def load_dataset(
 
     Of a source without splits a fifth of each class is held out to test on, the same whatever the `seed`, by which
     `validation_share` of the training pictures is held out to validate on, unless the source says which. `shots` draws
-    that many training pictures a class. `max_classes` takes the first classes in sorted order. `membership` says, by content hash, which split a
-    picture was in before, and goes over everything else. Raises DatasetError naming what is wrong and where, and
-    ConfigError for a number that cannot be.
+    that many training pictures a class. `max_classes` takes the first classes in sorted order. `membership` says, by
+    content hash, which split a picture was in before, and goes over everything else. Raises DatasetError naming what is
+    wrong and where, and ConfigError for a number that cannot be.
     """
     if shots is not None and shots < 1:
         raise ConfigError(f"shots is {shots}: draw at least 1 picture a class")
