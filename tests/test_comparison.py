@@ -427,7 +427,7 @@ def test_each_row_is_kept_as_soon_as_its_cell_is_measured(tmp_path, monkeypatch)
     given["variants"] = {"mirrored": {"loss": "cam-sphere", "mirrored": True}}
     out, seen = tmp_path / "out", Event()
 
-    def run(_, told, *__):
+    def run(*_):
         yield MEASURED
         assert seen.wait(30)
         yield MEASURED
@@ -552,6 +552,8 @@ def test_tables_by_hand():
             for name in ("l2", "cosine")
             for figure in ("map", "p20", "p100", "r1", "scanned")
         }
+        shares |= {f"probed_l2_{figure}": 0.25 for figure in ("map", "p20", "p100", "r1")}
+        shares |= {f"probed_cosine_{figure}": 0.26 for figure in ("map", "p20", "p100", "r1")}
         shares |= {"l2_map": l2, "cosine_map": cosine}
         return {
             "dataset": "birds",
@@ -584,7 +586,9 @@ def test_tables_by_hand():
     tables = comparison_tables(rows, {"read-out": {"loss": "cross-entropy", "features": "softmax"}})
     assert "1 of 6 cells failed" in tables
     assert "## birds, net, all pictures (1 to 2 seeds, 7 queries, gallery of 11)" in tables
-    assert "| cam | 62.0 ± 2.0 | 68.0 ± 2.0 |" in tables
+    assert "| cam | 62.0 ± 2.0 | 68.0 ± 2.0 | 50.0 ± 0.0 |" in tables
+    assert "## birds, net, all pictures: two-stage search" in tables
+    assert f"| cam |{' 25.0 ± 0.0 | 26.0 ± 0.0 |' * 4} 50.0 ± 0.0 | cosine |" in tables
     assert "| mAP (L2) | cam 62.0 | triplet 40.0 | 1.550 ± 0.050 | 0.633 ± 0.033 | +0.0 ± 0.0 |" in tables
     assert "| mAP (cosine) | cam 68.0 | triplet 52.0 | 1.308 ± 0.012 | 0.667 ± 0.014 | +0.0 ± 0.0 |" in tables
     said = "| mAP (cosine), class probabilities | cam 68.0 | read-out 50.0 | 1.360 | 0.640 | +0.0 |"

@@ -12,7 +12,16 @@ def test_unknown_setting_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("epochs", 0), ("dim", -1), ("distance", "hamming"), ("features", "all"), ("shots", 0)]
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("dim", -1),
+        ("distance", "hamming"),
+        ("features", "all"),
+        ("shots", 0),
+        ("margin", float("inf")),
+        ("scale", float("nan")),
+    ],
 )
 def test_impossible_value_names_the_setting(name, value):
     with pytest.raises(ConfigError, match=name):

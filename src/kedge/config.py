@@ -26,7 +26,7 @@ class TrainingConfig(BaseModel):
     The resolved values, without a None, are stored in the model's `kedge.json`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     loss: str = "cam-sphere"
     backbone: str | None = None

@@ -56,17 +56,18 @@ def add_class(model: Model | str | Path, name: str, pictures: Sequence[str | Pat
 
 
 def _add(opened: Model, name: str, pictures: Sequence[str | Path]) -> tuple[Model, NewClass]:
-    if not name.strip():
-        raise InputError("a class needs a name")
+    if not name or name != name.strip() or not name.isprintable():
+        raise InputError(f"a class cannot be called {name!r}: give it a name without space around it, on one line")
     if name in opened.card.classes:
         raise InputError(f"{opened.folder} has a class '{name}' already: choose another name")
     if not pictures:
         raise InputError(f"no example of '{name}' was given: name at least one picture")
-    read = [read_picture(path) for path in pictures]
+    # A picture given twice counts once.
+    read = list({picture.content_hash: picture for picture in map(read_picture, pictures)}.values())
     vectors = Encoder(opened).encode_pictures([picture.image for picture in read])
     if not np.isfinite(vectors).all():
         wrong = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-        raise PictureError(str(pictures[wrong]), "the model gives it an embedding that is not finite")
+        raise PictureError(read[wrong].path, "the model gives it an embedding that is not finite")
     others = opened.search_anchors
     anchor = vectors.mean(axis=0, keepdims=True)
     if opened.card.distance == "cosine":

@@ -238,7 +238,8 @@ def test_wrong_shapes_and_settings_are_named():
         loss(torch.zeros(2, 5), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"\(2,\)"):
         loss(torch.zeros(2, 4), torch.tensor([0]))
-    with pytest.raises(ConfigError, match="margin"):
-        ClassAnchorMargin(3, 4, margin=0.0)
+    for margin in (0.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="margin"):
+            ClassAnchorMargin(3, 4, margin=margin)
     with pytest.raises(ConfigError, match="reduction"):
         ClassAnchorMargin(3, 4, reduction="max")

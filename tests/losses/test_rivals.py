@@ -73,6 +73,32 @@ def test_half_precision_is_reckoned_in_float32(name, kind):
 
 
 @pytest.mark.parametrize("name", TRAINED)
+def test_double_precision_stays_and_halved_parameters_are_widened(name):
+    embeddings, labels = drawn()
+    whole = built(name)(embeddings, labels)
+    double = built(name)(embeddings.double(), labels)
+    assert double.dtype == torch.float64
+    assert double.item() == pytest.approx(whole.item(), rel=1e-4)
+    halved = built(name).bfloat16()(embeddings, labels)
+    assert halved.dtype == torch.float32
+    assert halved.item() == pytest.approx(whole.item(), rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_no_batch_is_named(name):
+    loss, (embeddings, labels) = built(name), drawn()
+    with pytest.raises(ValueError, match=r"labels must have shape \(12,\), not \(11,\)"):
+        loss(embeddings, labels[1:])
+    with pytest.raises(ValueError, match=r"embeddings must have shape \(batch, .*\), not \(8,\)"):
+        loss(embeddings[0], labels[:1])
+    for wrong in (-1, 5):
+        with pytest.raises(ValueError, match=f"labels number 5 classes from 0, {wrong} is none"):
+            loss(embeddings, torch.where(labels == 2, wrong, labels))
+    with pytest.raises(ValueError, match="a batch without pictures"):
+        loss(embeddings[:0], labels[:0])
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_few_steps_bring_the_loss_down(name):
     loss, (embeddings, labels) = built(name), drawn(20)
     points = torch.nn.Parameter(embeddings.detach().clone())

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kedge.losses.batch import arithmetic, check_batch
+
 __all__ = ["AdaFace"]
 
 
@@ -39,10 +41,12 @@ class AdaFace(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32; in training mode the moving averages take a step."""
+        check_batch(embeddings, labels, *self.prototypes.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
-            points = embeddings.to(torch.promote_types(embeddings.dtype, self.prototypes.dtype))
+            wide = arithmetic(embeddings, self.prototypes)
+            points, prototypes = embeddings.to(wide), self.prototypes.to(wide)
             quality = self._quality(points.detach().norm(dim=1).clamp(1e-3, 100.0))
-            cosines = F.normalize(points) @ F.normalize(self.prototypes).T
+            cosines = F.normalize(points) @ F.normalize(prototypes).T
             # Inside of -1 and 1, where the arc cosine has a gradient.
             own = cosines.gather(1, labels[:, None])[:, 0].clamp(-1 + 1e-6, 1 - 1e-6)
             angle = (own.acos() - self.margin * quality).clamp(1e-3, torch.pi - 1e-3)

@@ -6,6 +6,7 @@ Y. Wen, K. Zhang, Z. Li, Y. Qiao, "A Discriminative Feature Learning Approach fo
 import torch
 from torch import Tensor, nn
 
+from kedge.losses.batch import arithmetic, check_batch
 from kedge.losses.cross_entropy import CrossEntropy
 
 __all__ = ["CenterLoss"]
@@ -26,8 +27,9 @@ class CenterLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32."""
+        check_batch(embeddings, labels, *self.centers.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
-            points = embeddings.to(torch.promote_types(embeddings.dtype, self.centers.dtype))
-            apart = (points - self.centers[labels]).square().sum(dim=1).mean()
+            points, centers = (part.to(arithmetic(embeddings, self.centers)) for part in (embeddings, self.centers))
+            apart = (points - centers[labels]).square().sum(dim=1).mean()
             loss: Tensor = self.cross_entropy(points, labels) + 0.5 * self.weight * apart
             return loss

@@ -10,6 +10,7 @@ With embeddings e_i in R^d, classes y_i and anchors c_1..c_t in R^d:
     L_CAM = L_A + L_R + L_N
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kedge.errors import ConfigError
+from kedge.losses.batch import arithmetic, check_batch
 from kedge.losses.repeller import MOST_SUMMED, ROWS, TINY, PairWatch, Reduction, full_repeller, sampled_repeller
 
 __all__ = ["AnchorStart", "ClassAnchorMargin", "LossTerms", "attractor", "norm_floor", "start_anchors"]
@@ -101,7 +103,7 @@ class ClassAnchorMargin(nn.Module):
         super().__init__()
         if num_classes < 1 or dim < 1:
             raise ConfigError(f"num_classes and dim must be at least 1, not {num_classes} and {dim}")
-        if margin <= 0 or least_norm < 0:
+        if not (0 < margin < math.inf and 0 <= least_norm < math.inf):
             raise ConfigError(f"margin must be above 0 and least_norm at least 0, not {margin} and {least_norm}")
         if reduction not in ("sum", "mean"):
             raise ConfigError(f"reduction must be 'sum' or 'mean', not '{reduction}'")
@@ -124,10 +126,9 @@ class ClassAnchorMargin(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32."""
-        _check(embeddings, labels, self.anchors)
+        check_batch(embeddings, labels, *self.anchors.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
-            points = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-            anchors = self.anchors.to(torch.promote_types(self.anchors.dtype, torch.float32))
+            points, anchors = embeddings.to(arithmetic(embeddings)), self.anchors.to(arithmetic(self.anchors))
             scale = 1.0
             if self.sphere:
                 points = self.margin * F.normalize(points, dim=1)
@@ -211,13 +212,3 @@ def _simplex(count: int, dim: int) -> Tensor:
     left, singular, _ = torch.linalg.svd(corners, full_matrices=False)
     turned = (left * singular)[:, : count - 1]
     return F.pad(turned, (0, dim - turned.shape[1])).to(torch.float32)
-
-
-def _check(embeddings: Tensor, labels: Tensor, anchors: Tensor) -> None:
-    if embeddings.ndim != 2 or embeddings.shape[1] != anchors.shape[1]:
-        raise ValueError(f"embeddings must have shape (batch, {anchors.shape[1]}), not {tuple(embeddings.shape)}")
-    if labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"labels must have shape ({len(embeddings)},), not {tuple(labels.shape)}")
-    # On a GPU a look would wait for it, and an index beyond the classes is an error there by itself.
-    if labels.device.type == "cpu" and len(labels) and int(labels.min()) < 0:
-        raise ValueError(f"labels number the classes from 0, {int(labels.min())} is none: leave such rows out")

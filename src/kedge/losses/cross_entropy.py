@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kedge.losses.batch import arithmetic, check_batch
+
 __all__ = ["CrossEntropy"]
 
 
@@ -21,6 +23,9 @@ class CrossEntropy(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32."""
+        own = self.classifier
+        check_batch(embeddings, labels, *own.weight.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
-            points = embeddings.to(torch.promote_types(embeddings.dtype, self.classifier.weight.dtype))
-            return F.cross_entropy(self.classifier(points), labels, label_smoothing=self.label_smoothing)
+            wide = arithmetic(embeddings, own.weight)
+            logits = F.linear(embeddings.to(wide), own.weight.to(wide), own.bias.to(wide))
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

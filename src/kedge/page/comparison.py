@@ -13,11 +13,13 @@ from kedge.page.layout import escape, frame
 __all__ = ["comparison_page", "comparison_tables"]
 
 Row = Mapping[str, Any]
+# The distances as columns begin with them, and as they are called.
+DISTANCES = {"l2": "L2", "cosine": "cosine"}
 EXPLAINED = (
     "Queries: test pictures; gallery: the whole training set unless a heading says otherwise; a gallery picture is "
-    "relevant when it has the query's class. mAP counts what was not returned as missed. Exhaustive search by L2 and "
-    "by cosine; P@k, R@1 and two-stage search (filed by nearest, one anchor probed) by the model's own distance, "
-    "the better of both on validation pictures; looked at: the share of the gallery; expanded: exhaustive by cosine, "
+    "relevant when it has the query's class. mAP counts what was not returned as missed. Exhaustive and two-stage "
+    "search (filed by nearest, one anchor probed) by L2 and by cosine; a model's own distance is the better of both on "
+    "validation pictures; looked at: the share of the gallery, by the own distance; expanded: exhaustive by cosine, "
     "queries turned to the anchors of the classes they look like; validation: mAP of validation pictures in those "
     "trained on, by the own distance. Percent, mean ± standard deviation of the seeds (divided by their number)."
 )
@@ -102,11 +104,11 @@ def _groups(rows: Iterable[Row]) -> list[_Group]:
 def _tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> list[_Table]:
     tables = []
     for group in _groups(rows):
-        tables.append(_retrieval(group, "", ""))
+        tables += _retrieval(group, "", "")
         if group.shots != "full":
-            tables.append(_retrieval(group, "shots_", ": gallery of the pictures trained on"))
+            tables += _retrieval(group, "shots_", ": gallery of the pictures trained on")
         if any("unseen_l2_map" in row for found in group.by_loss.values() for row in found):
-            tables.append(_retrieval(group, "unseen_", ": classes never trained on"))
+            tables += _retrieval(group, "unseen_", ": classes never trained on")
         tables += [_ratios(group), _cost(group)]
     failed = [row for row in rows if row.get("failure")]
     if failed:
@@ -120,38 +122,49 @@ def _tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> l
     return [table for table in tables if table.rows]
 
 
-def _retrieval(group: _Group, prefix: str, what: str) -> _Table:
-    def own(figure: str, probed: str = "") -> Callable[[Row], float]:
-        return lambda row: row[f"{prefix}{probed}{row['distance']}_{figure}"]
-
-    figures: dict[str, Callable[[Row], float]] = {
-        "mAP (L2)": lambda row: row[f"{prefix}l2_map"],
-        "mAP (cosine)": lambda row: row[f"{prefix}cosine_map"],
-        "P@20": own("p20"),
-        "P@100": own("p100"),
-        "R@1": own("r1"),
-        "two-stage mAP": own("map", "probed_"),
-        "two-stage P@20": own("p20", "probed_"),
-        "two-stage R@1": own("r1", "probed_"),
-        "looked at": own("scanned", "probed_"),
+def _retrieval(group: _Group, prefix: str, what: str) -> list[_Table]:
+    """Return what exhaustive search finds, and what two-stage search does."""
+    exhaustive = _by_both(prefix) | {
         "expanded mAP": lambda row: row.get(f"{prefix}expanded_map", np.nan),
         "expanded R@1": lambda row: row.get(f"{prefix}expanded_r1", np.nan),
     }
     if not prefix:
-        figures["validation"] = lambda row: row.get(f"validation_{row['distance']}_map", np.nan)
-    if prefix == "shots_":
-        # Of so few relevant pictures there are not k among any k.
-        too_many = [name for name in figures if "P@" in name and int(name.split("@")[1]) > int(group.shots)]
-        figures = {name: figure for name, figure in figures.items() if name not in too_many}
-    lines = tuple(
-        (loss, *(_spread([100 * figure(row) for row in found]) for figure in figures.values()))
-        for loss, found in group.by_loss.items()
-    )
+        exhaustive["validation"] = lambda row: row.get(f"validation_{row['distance']}_map", np.nan)
+    probed = _by_both(f"{prefix}probed_") | {"looked at": lambda row: row[f"{prefix}probed_{row['distance']}_scanned"]}
     said = "" if prefix else f" ({group.seeds()}, {group.said('queries')} queries, gallery of {group.said('gallery')})"
     left_out = max(row.get("left_out", 0) for found in group.by_loss.values() for row in found)
     if left_out and not prefix:
         said += f"; {left_out} that cannot be read left out"
-    return _Table(f"{group.title}{what}{said}", ("loss", *figures), lines)
+    tables = []
+    for heading, figures in ((said, exhaustive), (": two-stage search", probed)):
+        if prefix == "shots_":
+            # Of so few relevant pictures there are not k among any k.
+            few = [name for name in figures if "P@" in name and int(name[2:].split()[0]) > int(group.shots)]
+            figures = {name: figure for name, figure in figures.items() if name not in few}
+        lines = tuple(
+            (loss, *(_spread([100 * figure(row) for row in found]) for figure in figures.values()), _own(found))
+            for loss, found in group.by_loss.items()
+        )
+        tables.append(_Table(f"{group.title}{what}{heading}", ("loss", *figures, "own distance"), lines))
+    return tables
+
+
+def _by_both(prefix: str) -> dict[str, Callable[[Row], float]]:
+    """Return how each figure is read out of a row, by L2 and by cosine."""
+
+    def column(name: str) -> Callable[[Row], float]:
+        return lambda row: row[name]
+
+    return {
+        f"{name} ({said})": column(f"{prefix}{way}_{figure}")
+        for name, figure in (("mAP", "map"), ("P@20", "p20"), ("P@100", "p100"), ("R@1", "r1"))
+        for way, said in DISTANCES.items()
+    }
+
+
+def _own(rows: Sequence[Row]) -> str:
+    """Return the distance, or distances, that a loss's models have chosen."""
+    return " or ".join(dict.fromkeys(DISTANCES[row["distance"]] for row in rows))
 
 
 def _ratios(group: _Group) -> _Table:
