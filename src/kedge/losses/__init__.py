@@ -128,7 +128,8 @@ def _of_library(name: str) -> Callable[[int, int, TrainingConfig], nn.Module]:
 _SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "head": "linear", "batch_size": 100}
 # The best of each loss's tries on validation pictures (docs/experiments.md).
 _RIVAL = {**_SHARED, "auxiliary": 0.0}
-_SGD = {**_RIVAL, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 0.02}
+_SGD = {**_RIVAL, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 0.005}
+_FEW = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5}
 # Squared distances to anchors underfit: views as bright as the pictures are get further than varied ones.
 _ANCHORS = {"margin": 8.0, "anchor_start": "auto", "learnable_anchors": True, "brightness": 0.0}
 _ANCHORS_READ = ("margin", "anchor_start", "learnable_anchors", "reduction")
@@ -168,14 +169,15 @@ LOSSES: dict[str, LossRecipe] = {
                 "optimizer": "sgd",
                 "learning_rate": 0.05,
                 "weight_decay": 0.01,
-                "label_smoothing": 0.1,
+                "label_smoothing": 0.2,
+                "brightness": 0.0,
                 "head": "none",
                 "auxiliary": 0.0,
                 "batch_size": 100,
             },
-            few_picture_settings={"weight_decay": 0.02},
+            few_picture_settings={"weight_decay": 0.02, "label_smoothing": 0.1},
             reads=("label_smoothing",),
-            own_tries=({"label_smoothing": 0.0}, {"label_smoothing": 0.2}),
+            own_tries=({"label_smoothing": 0.0}, {"label_smoothing": 0.1}),
             classifies=True,
         ),
         LossRecipe(
@@ -183,7 +185,8 @@ LOSSES: dict[str, LossRecipe] = {
             "cross-entropy, and every picture drawn to a learned center of its class",
             "Wen et al., ECCV 2016",
             _center,
-            {**_RIVAL, "label_smoothing": 0.1, "scale": 0.01},
+            {**_SGD, "label_smoothing": 0.1, "scale": 0.01, "brightness": 0.0},
+            few_picture_settings=_FEW,
             reads=("scale", "label_smoothing"),
             own_tries=({"scale": 0.001}, {"scale": 0.003}),
             classifies=True,
@@ -211,7 +214,7 @@ LOSSES: dict[str, LossRecipe] = {
             "softmax over angles, an added angle as margin",
             "arXiv:1801.07698",
             _of_library("arcface"),
-            {**_SGD, "weight_decay": 0.005},
+            _SGD,
             few_picture_settings={"weight_decay": 0.02},
             reads=("margin", "scale"),
             own_tries=({"scale": 16.0}, {"scale": 32.0}),
@@ -250,7 +253,7 @@ LOSSES: dict[str, LossRecipe] = {
             "a proxy a class, which draws and pushes all pictures of a batch",
             "arXiv:2003.13911",
             _of_library("proxy-anchor"),
-            {**_SGD, "anchor_rate": 100.0, "weight_decay": 0.005, "scale": 16.0, "batch_size": 50},
+            {**_SGD, "anchor_rate": 100.0, "scale": 16.0, "batch_size": 50},
             reads=("margin", "scale"),
             own_tries=({"scale": 32.0}, {"anchor_rate": 10.0}),
         ),
@@ -260,8 +263,8 @@ LOSSES: dict[str, LossRecipe] = {
             "arXiv:1703.07464, the own proxy in the sum",
             _of_library("proxy-nca"),
             # Proxies learn ten times as fast as the network.
-            {**_RIVAL, "anchor_rate": 10.0, "batch_size": 50, "weight_decay": 0.25},
-            few_picture_settings={"weight_decay": 0.5},
+            {**_SGD, "anchor_rate": 10.0, "brightness": 0.0},
+            few_picture_settings={**_FEW, "batch_size": 50},
             reads=("scale",),
             own_tries=({"scale": 10.0}, {"anchor_rate": 100.0}),
         ),
