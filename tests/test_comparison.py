@@ -13,7 +13,7 @@ from threading import Event
 import pytest
 
 import kedge
-from kedge import comparison
+from kedge import comparison, jobs
 from kedge.cell import measure
 from kedge.cli import main
 from kedge.errors import ConfigError, DatasetError, InputError
@@ -170,8 +170,8 @@ def test_another_comparison_is_refused(compared, tmp_path):
 
 def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeypatch):
     # What a try reaches is made up here, so that the choice is known by hand.
-    def scored(_, jobs, *__):
-        (job,) = jobs
+    def scored(_, told, *__):
+        (job,) = told
         assert (job["data"], job["settings"]["backbone"], job["unseen_classes"]) == (str(photos), "resnet10-half", 1)
         given = job["tried"]
         score = (
@@ -179,18 +179,18 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
         )
         return [{"validation_l2_map": score / 10, "validation_cosine_map": 0.0}]
 
-    monkeypatch.setattr(comparison._Runner, "_one", scored)
+    monkeypatch.setattr(jobs.Runner, "_one", scored)
     given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 1}
     grid = Grid.of(given).after(None)
     told, out = [], tmp_path
-    runner = comparison._Runner(1, 0, lambda _name, _row, done, total: told.append((done, total)))
+    runner = jobs.Runner(1, 0, lambda _name, _row, done, total: told.append((done, total)))
     chosen = comparison._choose_settings(grid, out, runner)
     assert told == [(done, 12) for done in range(1, 13)]
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
     assert chosen == ({"cam-sphere": best, "none": {}}, {})
     with (out / "tries.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 12
-    monkeypatch.setattr(comparison._Runner, "_one", lambda *_: pytest.fail("a try was done again"))
+    monkeypatch.setattr(jobs.Runner, "_one", lambda *_: pytest.fail("a try was done again"))
     assert comparison._choose_settings(grid, out, runner) == chosen
 
 
@@ -234,7 +234,7 @@ def test_a_loss_whose_tries_have_all_failed_is_not_measured(tmp_path, monkeypatc
         measured.append(job["out"])
         return [MEASURED]
 
-    monkeypatch.setattr(comparison._Runner, "_one", run)
+    monkeypatch.setattr(jobs.Runner, "_one", run)
     found = kedge.compare(Grid.of({**given, "tries": {}}), tmp_path / "out")
     (failed,) = found.failed
     assert failed["failure"] == "none of its tries succeeded: no validation pictures"
@@ -248,14 +248,14 @@ def test_a_loss_whose_tries_have_all_failed_is_not_measured(tmp_path, monkeypatc
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Cells that are said to be measured, with nothing trained: the jobs that would have run."""
-    jobs = []
+    asked = []
 
     def run(_, told, *__):
-        jobs.extend(told)
+        asked.extend(told)
         return [TRIED if job["validate"] else MEASURED for job in told]
 
-    monkeypatch.setattr(comparison._Runner, "_one", run)
-    return jobs
+    monkeypatch.setattr(jobs.Runner, "_one", run)
+    return asked
 
 
 def test_a_row_of_settings_that_a_mended_try_has_beaten_is_measured_again(tmp_path, monkeypatch):
@@ -272,7 +272,7 @@ def test_a_row_of_settings_that_a_mended_try_has_beaten_is_measured_again(tmp_pa
         best = job["tried"]["optimizer"] == "sgd"
         return [{"failure": "killed"} if best and broken else {**TRIED, "validation_l2_map": 0.9 if best else 0.5}]
 
-    monkeypatch.setattr(comparison._Runner, "_one", run)
+    monkeypatch.setattr(jobs.Runner, "_one", run)
     kedge.compare(grid, tmp_path / "out")
     broken = False
     (row,) = kedge.compare(grid, tmp_path / "out").rows
@@ -294,7 +294,7 @@ def test_a_network_stays_until_all_that_it_is_stored_as_is_measured(tmp_path, mo
         assert len(rows) == (2 if broken else 1)
         return rows
 
-    monkeypatch.setattr(comparison._Runner, "_one", run)
+    monkeypatch.setattr(jobs.Runner, "_one", run)
     kedge.compare(Grid.of(grid), tmp_path / "out")
     (state,) = (tmp_path / "out" / "models").glob("*.partial")
     broken = False
@@ -439,7 +439,7 @@ def test_each_row_is_kept_as_soon_as_its_cell_is_measured(tmp_path, monkeypatch)
         assert "cam-sphere" in (out / "report.html").read_text()
 
     lengths = []
-    monkeypatch.setattr(comparison._Runner, "_one", run)
+    monkeypatch.setattr(jobs.Runner, "_one", run)
     kedge.compare(Grid.of(given), out, on_row=look)
     assert lengths == [1, 2]
 
@@ -452,10 +452,10 @@ def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    monkeypatch.setattr(comparison, "_answer", lambda *_: [])
+    monkeypatch.setattr(jobs, "_answer", lambda *_: [])
     started = []
-    monkeypatch.setattr(comparison.subprocess, "Popen", lambda *_, env, **__: started.append(env) or len(started))
-    runner = comparison._Runner(3, 2, lambda *_: None)
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, env, **__: started.append(env) or len(started))
+    runner = jobs.Runner(3, 2, lambda *_: None)
     for place in range(3):
         list(runner._one([], [place], set()))
     assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
@@ -489,7 +489,7 @@ def test_a_killed_comparison_leaves_nothing_running_and_goes_on(photos, tmp_path
 
 def test_a_row_cut_off_is_no_row_and_the_cell_failed():
     torn = 'import os, sys; sys.stdin.readline(); os.write(1, b\'{"map": 1}\\n{"map": 0\'); os.kill(os.getpid(), 9)'
-    assert _answered(torn, jobs=2) == [{"map": 1}, {"failure": "ended by signal 9"}]
+    assert _answered(torn, count=2) == [{"map": 1}, {"failure": "ended by signal 9"}]
 
 
 def test_what_a_native_library_prints_is_no_row(tmp_path):
@@ -497,13 +497,13 @@ def test_what_a_native_library_prints_is_no_row(tmp_path):
     loud = (
         "import os; from kedge import cell; cell.measure = lambda **_: {'printed': os.write(1, b'loud ')}; cell.main()"
     )
-    assert _answered(loud, jobs=2, out=str(tmp_path / "model")) == [{"printed": 5}] * 2
+    assert _answered(loud, count=2, out=str(tmp_path / "model")) == [{"printed": 5}] * 2
 
 
 def test_words_that_are_not_utf8_are_no_failure():
     foreign = "import os, sys; sys.stdin.readline(); os.write(2, b'caf\\xe9'); print('{}')"
-    assert _answered(foreign, jobs=1) == [{}]
-    assert _answered(foreign, jobs=2)[1] == {"failure": "exit code 0: caf\ufffd"}
+    assert _answered(foreign, count=1) == [{}]
+    assert _answered(foreign, count=2)[1] == {"failure": "exit code 0: caf\ufffd"}
 
 
 def test_a_cell_may_read_pictures_in_processes_of_its_own(tmp_path):
@@ -511,13 +511,13 @@ def test_a_cell_may_read_pictures_in_processes_of_its_own(tmp_path):
     reads = "len(list(DataLoader([1, 2], num_workers=1, timeout=30)))"
     program = "from torch.utils.data import DataLoader; from kedge import cell\n"
     program += f"cell.measure = lambda **_: {{'read': {reads}}}; cell.main()"
-    assert _answered(program, jobs=1, out=str(tmp_path / "model")) == [{"read": 2}]
+    assert _answered(program, count=1, out=str(tmp_path / "model")) == [{"read": 2}]
 
 
-def _answered(program, jobs, **told):
+def _answered(program, count, **told):
     """Return the rows that a comparison reads from a process that runs `program`."""
-    process = comparison._started(["-c", program], os.environ)
-    return list(comparison._answer(process, [{**told, "validate": False}] * jobs))
+    process = jobs._started(["-c", program], os.environ)
+    return list(jobs._answer(process, [{**told, "validate": False}] * count))
 
 
 def _children(pid):

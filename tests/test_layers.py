@@ -43,6 +43,7 @@ LAYERS = [
         "archives",
         "stores",
         "csv_table",
+        "jobs",
     },
     {"cores", "errors"},
 ]

@@ -9,17 +9,12 @@ models/         a model folder a cell
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 from zlib import crc32
 
@@ -27,11 +22,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from kedge.config import READ_OUT
-from kedge.cores import own_cores
 from kedge.csv_table import Row, put_row, read_header, read_rows, write_whole
 from kedge.datasets import PUBLISHED, load_dataset
 from kedge.errors import ConfigError, InputError, KedgeError
 from kedge.grid import Cell, Grid, Shots, name_of
+from kedge.jobs import Job, OnRow, Runner
 from kedge.losses import loss_recipe
 from kedge.page import comparison_page, comparison_tables
 
@@ -56,9 +51,6 @@ MEASURED = tuple(
     for way in ("l2", "cosine", "probed_l2", "probed_cosine")
     for figure in ("map", "r1", "p20", "p100")
 )
-OnRow = Callable[[str, Row, int, int], None]
-# Its name, what its process is told, and what is done with its row.
-_Job = tuple[str, Row, Callable[[Row], Row]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +104,7 @@ def compare(
                 # Before several cells would all fetch it. One that cannot be had is told by its cells.
                 with suppress(KedgeError):
                     PUBLISHED[data]()
-            runner = _Runner(parallel, devices, shown)
+            runner = Runner(parallel, devices, shown)
             chosen, hopeless = _choose_settings(grid, out, runner) if grid.tries else ({}, {})
             try:
                 _run_cells(grid, out, runner, chosen, hopeless, keep_models)
@@ -182,7 +174,7 @@ def _check_pictures(grid: Grid, out: Path) -> None:
 def _run_cells(
     grid: Grid,
     out: Path,
-    runner: "_Runner",
+    runner: Runner,
     chosen: Mapping[str, Any],
     hopeless: Mapping[str, str],
     keep_models: bool,
@@ -221,7 +213,7 @@ def _run_cells(
                 shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
         return row
 
-    networks: dict[str, list[_Job]] = {}
+    networks: dict[str, list[Job]] = {}
     first_of: dict[str, str] = {}
     open_of: dict[str, set[Cell]] = {}
     for cell in cells:
@@ -247,7 +239,7 @@ def _run_cells(
     runner.run([*networks.values()], len(cells) - sum(map(len, networks.values())), len(cells))
 
 
-def _choose_settings(grid: Grid, out: Path, runner: "_Runner") -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _choose_settings(grid: Grid, out: Path, runner: Runner) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Return for each loss the settings that reached most on validation pictures, stage by stage of its tries.
 
     Settings that the grid gives are not tried. Beside that, for a loss whose tries have all failed, why the last did.
@@ -300,7 +292,7 @@ def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
     return {(row["loss"], row["settings"]): row for row in read_rows(out / TRIES)}
 
 
-def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> _Job:
+def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> Job:
     assert grid.tries is not None
     data, backbone = str(grid.tries.dataset), grid.tries.backbone  # filled in by `Grid.after`
     folder = out / MODELS / f"try-{name}-{crc32(_said(settings).encode()):08x}"
@@ -321,98 +313,6 @@ def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> _Job:
 
 def _said(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """Runs lists of jobs, each list in a process of its own, `parallel` at a time."""
-
-    parallel: int
-    devices: int
-    on_row: OnRow
-
-    def run(self, lists: Sequence[Sequence[_Job]], done: int, total: int) -> None:
-        """Run all jobs, of `total` of which so many are done; at a KeyboardInterrupt all processes end."""
-        running: set[subprocess.Popen[str]] = set()
-        places = list(range(self.parallel))
-        arrived: SimpleQueue[tuple[_Job, Row] | BaseException] = SimpleQueue()
-
-        def work(jobs: Sequence[_Job]) -> None:
-            try:
-                rows = self._one([told for _, told, _ in jobs], places, running)
-                for found in zip(jobs, rows, strict=True):
-                    arrived.put(found)
-            except BaseException as error:
-                arrived.put(error)
-
-        with ThreadPoolExecutor(self.parallel) as pool:
-            futures = [pool.submit(work, jobs) for jobs in lists]
-            try:
-                # Each row is kept as soon as it is there, by this thread alone.
-                for _ in range(sum(map(len, lists))):
-                    found = arrived.get()
-                    if isinstance(found, BaseException):
-                        raise found
-                    (name, _, keep), measured = found
-                    row = keep(measured)
-                    done += 1
-                    self.on_row(name, row, done, total)
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                for process in list(running):
-                    process.kill()
-                raise
-
-    def _one(self, told: list[Row], places: list[int], running: set[subprocess.Popen[str]]) -> Iterator[Row]:
-        place = places.pop()
-        threads = str(max(1, own_cores() // self.parallel))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if self.devices:
-            # Those that this process may use: it may have been given some of the machine's alone.
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: self.devices]
-            environment["CUDA_VISIBLE_DEVICES"] = visible[place % len(visible)] or str(place % self.devices)
-        process = _started(["-m", "kedge.cell"], environment)
-        running.add(process)
-        try:
-            yield from _answer(process, told)
-        finally:
-            running.discard(process)
-            places.append(place)
-
-
-def _started(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a Python process; what libraries say in it need not be UTF-8."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-    )
-
-
-def _answer(process: subprocess.Popen[str], told: list[Row]) -> Iterator[Row]:
-    """Yield the rows that a process prints; one that ends before has failed, with the last it said as the reason."""
-    assert process.stdin and process.stdout and process.stderr
-    with process, ThreadPoolExecutor(1) as reader:
-        said = reader.submit(process.stderr.read)
-        with suppress(BrokenPipeError):
-            # Left open: its end tells the process that nobody waits for it any more.
-            process.stdin.write(json.dumps(told) + "\n")
-            process.stdin.flush()
-        answered = 0
-        for line in process.stdout:
-            # A line without its end was cut off by whatever ended the process.
-            if line.endswith("\n"):
-                answered += 1
-                yield json.loads(line)
-        code = process.wait()
-        last = (said.result().strip().splitlines() or [""])[-1]
-    reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    yield from [{"failure": f"{reason}: {last}" if last else reason}] * (len(told) - answered)
 
 
 def _cell_of(row: Row) -> Cell:
