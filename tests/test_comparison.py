@@ -187,6 +187,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     chosen = comparison._choose_settings(grid, out, runner)
     assert told == [(done, 12) for done in range(1, 13)]
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
+    best["brightness"] = 0.0
     assert chosen == ({"cam-sphere": best, "none": {}}, {})
     with (out / "tries.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 12
@@ -216,10 +217,11 @@ def test_settings_that_are_given_are_not_tried(tmp_path, unmeasured):
     kedge.compare(Grid.of({**given, "tries": {"settings": {"batch_size": 32}}}), tmp_path / "out")
     tried = [(job["settings"].get("margin"), job["tried"]) for job in unmeasured if job["validate"]]
     assert all({"learning_rate", "batch_size"} & {*each} == set() for _, each in tried)
-    assert {each.get("margin") for margin, each in tried if margin is None} == {None, 4.0, 16.0}
+    assert {each.get("margin") for margin, each in tried if margin is None} == {8.0, 4.0, 16.0}
     assert all("margin" not in each for margin, each in tried if margin)
-    # Two optimisers with three decays each.
-    assert sum(len(each) == 2 for margin, each in tried if margin) == 6
+    # Two optimisers with three decays each, and the other brightness.
+    assert sum(each["brightness"] == 0.0 for margin, each in tried if margin) == 6
+    assert sum(each["brightness"] == 0.4 for margin, each in tried if margin) == 1
 
 
 def test_a_loss_whose_tries_have_all_failed_is_not_measured(tmp_path, monkeypatch):
@@ -258,7 +260,8 @@ def unmeasured(monkeypatch):
     return asked
 
 
-def test_a_row_of_settings_that_a_mended_try_has_beaten_is_measured_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_is_of_settings_that_a_mended_try_has_beaten_is_made_again(tmp_path, monkeypatch, killed):
     (tmp_path / "birds").mkdir()
     grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0], "tries": {}})
     broken, measured = True, []
@@ -266,18 +269,21 @@ def test_a_row_of_settings_that_a_mended_try_has_beaten_is_measured_again(tmp_pa
     def run(_, told, *__):
         (job,) = told
         if not job["validate"]:
-            measured.append((job["tried"]["optimizer"], Path(job["out"]).exists()))
-            Path(job["out"]).mkdir(parents=True)
-            return [MEASURED]
+            measured.append((job["tried"]["optimizer"], Path(job["out"]).exists(), Path(job["state"]).exists()))
+            for folder in ("out", "state"):
+                Path(job[folder]).mkdir(parents=True)
+            return [{"failure": "killed"} if killed else MEASURED]
         best = job["tried"]["optimizer"] == "sgd"
         return [{"failure": "killed"} if best and broken else {**TRIED, "validation_l2_map": 0.9 if best else 0.5}]
 
     monkeypatch.setattr(jobs.Runner, "_one", run)
     kedge.compare(grid, tmp_path / "out")
-    broken = False
+    broken, killed = False, False
     (row,) = kedge.compare(grid, tmp_path / "out").rows
     kedge.compare(grid, tmp_path / "out")
-    assert measured == [("adamw", False), ("sgd", False)]  # the model of before was no longer there
+    # Neither the model of before nor the network that was begun for it is taken up.
+    assert measured == [("adamw", False, False), ("sgd", False, False)]
+    assert not list((tmp_path / "out" / "models").glob("*.partial"))
     assert json.loads(row["tried"])["optimizer"] == "sgd"
 
 
@@ -299,6 +305,26 @@ def test_a_network_stays_until_all_that_it_is_stored_as_is_measured(tmp_path, mo
     (state,) = (tmp_path / "out" / "models").glob("*.partial")
     broken = False
     kedge.compare(Grid.of(grid), tmp_path / "out")
+    assert not state.exists()
+
+
+def test_what_was_begun_stays_until_all_that_was_asked_for_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    grid, out = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "triplet"], "seeds": [0]}, tmp_path / "out"
+    broken = True
+
+    def run(_, told, *__):
+        (job,) = told
+        Path(job["state"]).mkdir(parents=True, exist_ok=True)
+        return [{"failure": "killed"} if broken and "triplet" in job["out"] else MEASURED]
+
+    monkeypatch.setattr(jobs.Runner, "_one", run)
+    kedge.compare(Grid.of(grid), out)
+    kedge.compare(Grid.of({**grid, "losses": ["cam"]}), out)  # which is done
+    (state,) = (out / "models").glob("*.partial")
+    assert "triplet" in state.name
+    broken = False
+    kedge.compare(Grid.of({**grid, "losses": ["triplet"]}), out)
     assert not state.exists()
 
 

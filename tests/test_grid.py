@@ -32,6 +32,19 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('datasets = [["digits"]]', "'datasets.0' of the grid cannot be"),
+        ('datasets = ["digits"]\n[tries]\ndataset = ["digits"]', "'tries.dataset' of the grid cannot be"),
+    ],
+)
+def test_a_file_with_lists_in_the_place_of_names_is_refused(tmp_path, text, said):
+    (tmp_path / "grid.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        Grid.of(Grid.read(tmp_path / "grid.toml"))
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"dataset": ["digits"]}, "no 'dataset'.*did you mean 'datasets'"),
@@ -60,7 +73,11 @@ def test_a_toml_file_names_folders_beside_it(tmp_path):
         ({"seeds": [2**40]}, "a seed cannot be"),
         ({"tries": True}, "'tries' of the grid cannot be True"),
         ({"backbones": ["resnt18"]}, "did you mean 'resnet18'"),
-        ({"losses": ["cam"], "settings": {"preset": "paper-like"}}, "'loss' stands in the grid's settings"),
+        (
+            {"losses": ["cam"], "settings": {"preset": "paper-like"}},
+            "'paper-like' names a loss, so it cannot be a setting",
+        ),
+        ({"tries": {"settings": {"preset": "paper-like"}}}, "make it a variant"),
         ({"variants": {"mine": {"preset": ["paper-like"]}}}, "no preset is named"),
         ({"unseen_classes": -1}, "unseen_classes"),
         ({"classes": 1}, "'classes' of the grid cannot be 1"),

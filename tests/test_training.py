@@ -151,6 +151,20 @@ def test_any_stored_vectors_can_be_turned_to_class_means_or_learned_anchors(phot
     assert np.abs(found - rebuilt).max() < 1e-3
 
 
+def test_class_means_are_as_long_as_the_vectors_whatever_the_distance(photos, tmp_path):
+    by_cosine, by_l2 = (
+        kedge.train(photos, tmp_path / way, state=tmp_path / "state", resume=way == "l2", **FAST, **settings)
+        for way in ("cosine", "l2")
+        for settings in [{"loss": "cross-entropy", "distance": way}]
+    )
+    dataset = kedge.load_dataset(photos, membership=by_l2.splits())
+    vectors = Encoder(by_l2).encode(dataset.train.decode(32).pixels, raw=True)
+    own = [vectors[dataset.train.labels == number] for number in range(len(dataset.classes))]
+    assert np.abs(by_l2.anchors.vectors - [each.mean(axis=0) for each in own]).max() < 1e-3
+    means = [unit_length(each).mean(axis=0) * np.linalg.norm(each, axis=1).mean() for each in own]
+    assert np.abs(by_cosine.anchors.vectors - means).max() < 1e-3
+
+
 def test_all_but_few_shots_are_sharpened(trained, photos, tmp_path):
     few = kedge.train(photos, tmp_path / "few", shots=5, **FAST)
     pooled = kedge.train(photos, tmp_path / "pooled", features="pooled", **FAST)
@@ -230,6 +244,21 @@ def test_tried_settings_are_fitted_to_the_pictures_and_given_ones_are_not(photos
     assert (frozen.learning_rate, frozen.weight_decay) == (0.001, 0.4)
 
 
+@pytest.mark.parametrize("few", [True, False])
+def test_no_two_tries_of_a_loss_train_the_same_with_few_pictures_either(few, photos, monkeypatch):
+    dataset = kedge.load_dataset(photos)
+    if not few:
+        monkeypatch.setattr("kedge.defaults.FEW_PICTURES", 0)
+    for name, recipe in LOSSES.items():
+        best, seen = {}, set()
+        for stage in recipe.tries():
+            tries = [{**best, **tried} for tried in stage]
+            seen |= {resolve(TrainingConfig(loss=name), recipe, dataset, tried).model_dump_json() for tried in tries}
+            best = tries[-1]
+        # So few pictures take smaller batches than any that is tried.
+        assert len(seen) == (11 if recipe.build else 0), name
+
+
 def test_pictures_are_enlarged_to_what_the_backbone_takes_also_where_a_size_is_given(photos):
     dataset, recipe = kedge.load_dataset(photos), LOSSES["cam"]
     assert resolve(TrainingConfig(image_size=16), recipe, dataset).image_size == 32
@@ -295,8 +324,8 @@ def test_every_loss_trains(loss, photos, tmp_path):
     if loss in ("cross-entropy", "none"):
         dataset = kedge.load_dataset(photos)
         vectors = Encoder(model).encode(dataset.train.decode(32).pixels)
-        mean = vectors[dataset.train.labels == 1].astype(np.float64).mean(axis=0)
-        assert np.allclose(model.anchors.vectors[1], mean, atol=1e-4)
+        mean = vectors[dataset.train.labels == 1].astype(np.float64).mean(axis=0, keepdims=True)
+        assert np.allclose(model.search_anchors.vectors[1], unit_length(mean)[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("features", ["pooled", "joint"])

@@ -26,6 +26,7 @@ from kedge.evaluation import encode_split, evaluate_embedded, exhaustive_scores
 from kedge.figures import SearchFigures
 from kedge.losses import loss_recipe
 from kedge.model import Model
+from kedge.torch_device import training_device
 from kedge.training import train
 
 __all__ = ["measure", "validate"]
@@ -176,7 +177,7 @@ def _cost(model: Model) -> dict[str, Any]:
         "train_seconds": round(seconds, 1),
         "step_ms": round(1000 * seconds / steps, 2) if lines else 0.0,
         "memory_mb": max((line["memory_mb"] for line in lines), default=0),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else training_device().type,
         "threads": torch.get_num_threads(),
         "precision": trained["precision"],
         "kedge": version("kedge"),

@@ -108,6 +108,7 @@ def compare(
             chosen, hopeless = _choose_settings(grid, out, runner) if grid.tries else ({}, {})
             try:
                 _run_cells(grid, out, runner, chosen, hopeless, keep_models)
+                _clear_states(asked, out)
             finally:
                 comparison = Comparison(out, tuple(_ordered(grid, read_rows(out / RESULTS))), chosen)
                 _write_pages(asked, out)
@@ -179,7 +180,7 @@ def _run_cells(
     hopeless: Mapping[str, str],
     keep_models: bool,
 ) -> None:
-    rows = {_cell_of(row): row for row in read_rows(out / RESULTS) if not row.get("failure")}
+    rows = _measured(out)
     cells = grid.cells()
 
     def is_done(cell: Cell) -> bool:
@@ -221,22 +222,28 @@ def _run_cells(
         # Cells that differ in what is stored of their network alone have it trained once, by the first of them.
         by = {name: value for name, value in told["settings"].items() if name not in READ_OUT}
         first = first_of.setdefault(_said({**told, "out": "", "settings": by}), cell.name)
-        state = out / MODELS / f"{first}.partial"
+        # A try that had failed may win later: what was begun with other settings is left alone.
+        mark = f"-{_number(told['tried'])}" if told["tried"] else ""
+        state = out / MODELS / f"{first}{mark}.partial"
         if cell.loss in hopeless and not is_done(cell):
             reason = f"none of its tries succeeded: {hopeless[cell.loss]}"
             put_row(out / RESULTS, {**asdict(cell), "failure": reason, "tried": _said({})}, KEY)
         elif not is_done(cell):
-            if cell in rows:
-                # A try that had failed has won since: the model is of other settings.
+            if told["tried"]:
+                # It may be of other settings too. What is of these is made of its state again.
                 shutil.rmtree(out / MODELS / cell.name, ignore_errors=True)
             told = {**told, "state": str(state)}
             still_open = open_of.setdefault(first, set())
             still_open.add(cell)
             networks.setdefault(first, []).append((cell.name, told, partial(keep, cell, state, still_open)))
-    for state in (out / MODELS).glob("*.partial") if not networks else ():
-        # Of a network whose last row was written before a kill, and of tries that failed.
-        shutil.rmtree(state, ignore_errors=True)
     runner.run([*networks.values()], len(cells) - sum(map(len, networks.values())), len(cells))
+
+
+def _clear_states(asked: Grid, out: Path) -> None:
+    """Once all that was asked for so far is measured, remove what was begun: by tries that failed, or before a kill."""
+    if {*asked.cells()} <= _measured(out).keys():
+        for state in (out / MODELS).glob("*.partial"):
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def _choose_settings(grid: Grid, out: Path, runner: Runner) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -295,7 +302,7 @@ def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
 def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> Job:
     assert grid.tries is not None
     data, backbone = str(grid.tries.dataset), grid.tries.backbone  # filled in by `Grid.after`
-    folder = out / MODELS / f"try-{name}-{crc32(_said(settings).encode()):08x}"
+    folder = out / MODELS / f"try-{name}-{_number(settings)}"
     given = {**grid.settings_of(name), **grid.tries.settings, "seed": 0}
     if backbone != "auto":
         given["backbone"] = backbone
@@ -313,6 +320,15 @@ def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> Job:
 
 def _said(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
+
+
+def _number(settings: Mapping[str, Any]) -> str:
+    """Return what tells settings apart in the name of a folder."""
+    return f"{crc32(_said(settings).encode()):08x}"
+
+
+def _measured(out: Path) -> dict[Cell, Row]:
+    return {_cell_of(row): row for row in read_rows(out / RESULTS) if not row.get("failure")}
 
 
 def _cell_of(row: Row) -> Cell:

@@ -95,8 +95,10 @@ class Grid(_Closed):
         values = TrainingConfig.read(path)
 
         def placed(data: Any) -> Any:
-            beside = path.parent / str(data)
-            return str(beside) if data not in PUBLISHED and beside.exists() else data
+            if not isinstance(data, str) or data in PUBLISHED:
+                return data
+            beside = path.parent / data
+            return str(beside) if beside.exists() else data
 
         if isinstance(values.get("datasets"), list):
             values["datasets"] = [placed(data) for data in values["datasets"]]
@@ -232,11 +234,20 @@ def _with_presets(values: Mapping[str, Any]) -> dict[str, Any]:
     def expanded(settings: Any) -> Any:
         return with_preset(settings) if isinstance(settings, Mapping) else settings
 
-    found = {name: expanded(value) if name == "settings" else value for name, value in values.items()}
+    def of_all(settings: Any) -> Any:
+        found = expanded(settings)
+        if isinstance(settings, Mapping) and "preset" in settings and "loss" in found:
+            raise ConfigError(
+                f"the preset '{settings['preset']}' names a loss, so it cannot be a setting of all: make it a variant, "
+                f'such as [variants.NAME] with preset = "{settings["preset"]}"'
+            )
+        return found
+
+    found = {name: of_all(value) if name == "settings" else value for name, value in values.items()}
     if isinstance(found.get("variants"), Mapping):
         found["variants"] = {name: expanded(variant) for name, variant in found["variants"].items()}
     if isinstance(found.get("tries"), Mapping) and "settings" in found["tries"]:
-        found["tries"] = {**found["tries"], "settings": expanded(found["tries"]["settings"])}
+        found["tries"] = {**found["tries"], "settings": of_all(found["tries"]["settings"])}
     return found
 
 

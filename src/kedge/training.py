@@ -350,10 +350,13 @@ def _anchors(
     """Return the anchors that the loss has learned, or class means where it has none."""
     if learned is not None:
         return Anchors(classes, learned.numpy().copy())
-    vectors = training.inputs.numpy()
-    return Anchors.from_means(
-        classes, unit_length(vectors) if distance == "cosine" else vectors, training.labels.numpy()
-    )
+    vectors, labels = training.inputs.numpy(), training.labels.numpy()
+    if distance == "l2":
+        return Anchors.from_means(classes, vectors, labels)
+    # The cosine asks for directions alone; L2 figures, which are made as well, for anchors as long as the vectors are.
+    directions = Anchors.from_means(classes, unit_length(vectors), labels).vectors
+    lengths = Anchors.from_means(classes, np.linalg.norm(vectors, axis=1, keepdims=True), labels).vectors
+    return Anchors(classes, directions * lengths)
 
 
 def _calibrate(held_out: LabelledBatches, anchors: Anchors, distance: Distance) -> Calibration | None:

@@ -158,8 +158,8 @@ def compare(
         raise InputError(f"no grid file at {grid}: give a TOML file; lists go by commas, such as --loss cam,center")
     values = Grid.read(grid) if grid else {}
     values |= {name: value for name, value in flags.items() if value is not None}
-    if setting:
-        values["settings"] = {**values.get("settings", {}), **_settings(setting)}
+    if setting and isinstance(values.setdefault("settings", {}), dict):
+        values["settings"] |= _settings(setting)
     if tries:
         values.setdefault("tries", {})
     if "datasets" not in values:

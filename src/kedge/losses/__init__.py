@@ -83,8 +83,12 @@ class LossRecipe:
         """Return the settings to try, stage by stage: the best of a stage is kept for the next."""
         if not self.build:
             return ()
-        varies = self.settings.get("brightness", USUAL_BRIGHTNESS) > 0
-        return OPTIMISER_TRIES, self.own_tries, BATCH_TRIES, ({"brightness": 0.0 if varies else USUAL_BRIGHTNESS},)
+        brightness = self.settings.get("brightness", USUAL_BRIGHTNESS)
+        # What later stages change is stated from the first: with few pictures or a pretrained network defaults differ.
+        varied = {name for tried in self.own_tries for name in tried}
+        stated = {name: value for name, value in self.settings.items() if name in varied} | {"brightness": brightness}
+        optimisers = tuple({**stated, **tried} for tried in OPTIMISER_TRIES)
+        return optimisers, self.own_tries, BATCH_TRIES, ({"brightness": 0.0 if brightness else USUAL_BRIGHTNESS},)
 
 
 def _class_anchor_margin(sphere: bool) -> Callable[[int, int, TrainingConfig], nn.Module]:
