@@ -195,3 +195,18 @@ def test_a_gallery_takes_a_new_class_over_without_reading_a_picture(tmp_path):
         assert {row["label"] for row in rows if row["anchor"] == "white"} >= {"white"}
         found = gallery.search(sorted((kept / "white").iterdir())[7], 5)
         assert found.probed[0] == "white"
+
+
+def test_a_class_among_the_pictures_of_another_is_told_by_any_loss(model, tmp_path, capsys, monkeypatch):
+    """One example has no spread, and no margin is known: how far held-out pictures lie is."""
+    path = plain(tmp_path / "rose.png", (230, 60, 60))
+    probe = kedge.add_class(make_model(tmp_path / "other", classes=CLASSES, distance=model.card.distance), "r", [path])
+    assert not probe[1].crowded
+    reach = probe[1].distance + 0.01
+    model.write_card(model.card.model_copy(update={"anchor_distances": (0.0, reach)}))
+    monkeypatch.setattr("sys.argv", ["kedge", "add-class", str(model.folder), "rose", str(path)])
+    from kedge.cli import app
+
+    with pytest.raises(SystemExit):
+        app()
+    assert f"that is where pictures of 'red' lie, up to {reach:.3g} from it" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -607,6 +608,36 @@ def test_resume_state_is_no_arbitrary_pickle(tmp_path):
     torch.load(tmp_path / "resume.ckpt", weights_only=True)
 
 
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("sphere", [False, True])
+def test_many_anchors_go_on_exactly_as_they_would_have(sphere, tmp_path):
+    """What the repeller draws, and what it knows of near pairs, is as it was."""
+    settings = TrainingConfig.model_construct(
+        **{**TrainingConfig().model_dump(), **LOSSES["cam"].settings, "epochs": 4, "batch_size": 100}
+    )
+    inputs, labels = torch.randn(1000, 256), torch.arange(1000) % 500
+
+    class Stopped(EmbeddingTraining):
+        def on_train_epoch_start(self):
+            super().on_train_epoch_start()
+            if self.current_epoch == 2:
+                raise InterruptedError
+
+    def trained(kind, name, resume=False):
+        (tmp_path / name).mkdir(exist_ok=True)
+        torch.manual_seed(1)
+        network = Network("resnet10-half", image_size=32, dim=16, pretrained=False, on_sphere=sphere)
+        loss = ClassAnchorMargin(500, 16, margin=1.0, start="random", sphere=sphere)
+        data = LabelledBatches(inputs, labels)
+        with pytest.raises(InterruptedError) if kind is Stopped else nullcontext():
+            fit(kind(network, loss, settings, 500, None), data, None, tmp_path / name, resume=resume, quiet=True)
+        return loss.anchors.detach()
+
+    whole, stopped = trained(EmbeddingTraining, "whole"), trained(Stopped, "stopped")
+    assert not torch.equal(stopped, whole)
+    assert torch.equal(trained(EmbeddingTraining, "stopped", resume=True), whole)
+
+
 def test_a_mixed_batch_counts_each_class_by_its_share():
     settings = TrainingConfig.model_construct(**{**TrainingConfig().model_dump(), "mixup": 0.5, "auxiliary": 0.3})
     network = Network("resnet10-half", image_size=32, dim=8, pretrained=False, on_sphere=True)
@@ -630,6 +661,11 @@ def test_loss_that_is_no_number_stops_with_a_reason(photos, tmp_path):
     with pytest.raises(DivergedError, match=r"epoch \d+.*learning-rate"):
         kedge.train(photos, tmp_path / "model", loss="cam", optimizer="sgd", learning_rate=1e6, **FAST)
     assert not (tmp_path / "model").exists()
+    with pytest.raises(DivergedError) as found:
+        kedge.train(photos, tmp_path / "other", loss="cosface", scale=1e39, gradient_clip=1.0, **FAST)
+    # What is set already is not advised.
+    assert "`scale` (1e+39)" in str(found.value)
+    assert "gradient-clip" not in str(found.value)
 
 
 def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained):

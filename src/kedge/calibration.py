@@ -8,15 +8,18 @@ import numpy.typing as npt
 
 from kedge.anchors import nearest_anchors
 
-__all__ = ["KNOWN_SHARE", "Calibration", "nearest_anchor_distances"]
+__all__ = ["KNOWN_PERCENT", "Calibration", "nearest_anchor_distances"]
 
-# A query is called known when it lies as near to an anchor as this share of the held-out pictures does.
-KNOWN_SHARE = 0.95
+# A query is called known when it lies as near to an anchor as so many percent of the held-out pictures do.
+KNOWN_PERCENT = 95
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Quantiles 0, 0.01, ..., 1 of the Euclidean distance from a held-out picture to its nearest anchor."""
+    """Quantiles 0, 0.01, ..., 1 of the Euclidean distance from a held-out picture to its nearest anchor.
+
+    Of 101 pictures and fewer, all of these distances, in order.
+    """
 
     quantiles: tuple[float, ...]
 
@@ -29,18 +32,24 @@ class Calibration:
         if not len(vectors):
             return None
         distances = np.sort(nearest_anchor_distances(vectors, anchors))
-        # In whole numbers: 0.95 x 220 in floating point lies above 209.
-        ranks = -(-np.arange(101) * (len(distances) - 1) // 100)
-        return cls(tuple(distances[ranks].tolist()))
+        if len(distances) > 101:
+            # In whole numbers: 0.95 x 220 in floating point lies above 209.
+            distances = distances[-(-np.arange(101) * (len(distances) - 1) // 100)]
+        return cls(tuple(distances.tolist()))
 
     def percentiles(self, distances: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """Return how many percent of the held-out pictures lie nearer to an anchor, for distances (n,)."""
         rank = np.searchsorted(np.asarray(self.quantiles), distances, side="left")
-        return 100.0 * np.minimum(rank, 100) / 100.0
+        return 100.0 * rank / len(self.quantiles)
+
+    @property
+    def reach(self) -> float:
+        """The distance from their nearest anchor within which KNOWN_PERCENT of the held-out pictures lie, or more."""
+        return self.quantiles[-(-KNOWN_PERCENT * (len(self.quantiles) - 1) // 100)]
 
     def known(self, distances: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         """Say of each distance to the nearest anchor, (n,), whether it is one that pictures of known classes have."""
-        return np.asarray(distances) <= self.quantiles[round(100 * KNOWN_SHARE)]
+        return np.asarray(distances) <= self.reach
 
 
 def nearest_anchor_distances(

@@ -92,5 +92,6 @@ class MissingPartError(KedgeError):
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known name most like `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    by_small = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), list(by_small), n=1, cutoff=0.5)
+    return f" (did you mean '{by_small[close[0]]}'?)" if close else ""

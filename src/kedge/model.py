@@ -72,7 +72,7 @@ class ModelCard(_Closed):
     """What it scored: keys say the split and the figure."""
     precision: Precision = "float32"
     """Of the graph's arithmetic; int8 stands in the graph itself."""
-    anchor_distances: tuple[float, ...] | None = Field(None, min_length=101, max_length=101)
+    anchor_distances: tuple[float, ...] | None = Field(None, min_length=1, max_length=101)
     """Quantiles of the distance from a held-out picture to its nearest anchor: see `Calibration`."""
 
 

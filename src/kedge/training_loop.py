@@ -36,6 +36,7 @@ from kedge.torch_device import peak_memory, training_device, training_precision
 __all__ = ["RESUME_FILE", "EmbeddingTraining", "fit"]
 
 RESUME_FILE = "resume.ckpt"
+NEAR_ANCHORS = "near_anchors"
 # Lightning's names of what networks are trained in; the weights stay float32.
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 METRICS_FILE = "metrics.jsonl"
@@ -76,6 +77,16 @@ class EmbeddingTraining(lightning.LightningModule):
         if self.augmentation is None:
             self.network.backbone.eval()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the repeller knows of near anchors: without it a resumed run would estimate at first."""
+        if isinstance(self.loss, ClassAnchorMargin):
+            checkpoint[NEAR_ANCHORS] = vars(self.loss.watch)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        if isinstance(self.loss, ClassAnchorMargin):
+            vars(self.loss.watch).update(checkpoint.get(NEAR_ANCHORS, {}))
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """Return the loss of one batch."""
         inputs, labels = batch
@@ -115,10 +126,15 @@ class EmbeddingTraining(lightning.LightningModule):
             raise DivergedError(self._reason(value))
 
     def _reason(self, value: float) -> str:
-        return (
-            f"the loss became {value} in epoch {self.current_epoch + 1}: lower --learning-rate "
-            f"({self.settings.learning_rate:g}), set --gradient-clip 1, or take --optimizer adamw"
-        )
+        settings = self.settings
+        ways = [f"lower --learning-rate ({settings.learning_rate:g})"]
+        if settings.scale is not None:
+            ways.append(f"lower `scale` ({settings.scale:g})")
+        if settings.gradient_clip is None:
+            ways.append("set --gradient-clip 1")
+        if settings.optimizer != "adamw":
+            ways.append("take --optimizer adamw")
+        return f"the loss became {value} in epoch {self.current_epoch + 1}: {' or '.join(ways)}"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Decay backbone and head, never anchors and classifiers; warm up linearly, then fall by a cosine."""
@@ -223,15 +239,20 @@ def fit(
 ) -> None:
     """Train to the end; after each epoch `folder` holds all that `resume=True` needs to go on from there.
 
-    Raises DivergedError when the loss is not finite. A resumed run ends where the uninterrupted one would have ended,
-    but for what a loss estimates: `cam` with more than 384 classes lists its near pairs anew.
+    Raises DivergedError when the loss is not finite. A resumed run ends where the uninterrupted one would have ended.
     """
     settings = training.settings
     device = training_device()
     data, validation = data.beside(device), validation and validation.beside(device)
     rows = ShuffledRows(len(data), settings.batch_size or len(data), settings.seed, data.labels.device)
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        data, sampler=rows, batch_size=None, num_workers=data.workers, persistent_workers=data.workers > 0
+        data,
+        sampler=rows,
+        batch_size=None,
+        num_workers=data.workers,
+        persistent_workers=data.workers > 0,
+        # Of its own: it would draw from the epoch's, and in the first after a start before that is seeded.
+        generator=torch.Generator(),
     )
     checkpoint = folder / RESUME_FILE
     if device.type != "mps":

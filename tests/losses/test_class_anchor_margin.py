@@ -151,6 +151,11 @@ def test_starts():
         start_anchors(10, 8, 3.0, "simplex")
 
 
+def test_one_class_has_a_direction_whatever_the_start():
+    for start in ("base", "simplex", "random"):
+        assert start_anchors(1, 3, 2.0, start).norm() > 0
+
+
 def test_fixed_anchors_are_saved_but_not_trained():
     loss = ClassAnchorMargin(3, 4, learnable=False)
     assert list(loss.parameters()) == []

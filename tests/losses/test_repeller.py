@@ -161,3 +161,39 @@ def test_one_anchor_has_nobody_to_repel_and_two_have_each_other(count):
     value, gradient = with_gradient(full_repeller, anchors, 1.0)
     assert value == pytest.approx([0.0, 1.0][count - 1])
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_training_goes_on_after_a_validation_in_inference_mode(kind):
+    torch.manual_seed(8)
+    loss = ClassAnchorMargin(500, 16, margin=1.0, start="random").to(kind)
+    embeddings, labels = torch.randn(8, 16), torch.arange(8)
+    for _ in range(30):
+        with torch.inference_mode():
+            loss(embeddings, labels)
+        loss.zero_grad()
+        loss(embeddings, labels).backward()
+        with torch.no_grad():
+            loss.anchors -= 0.001 * loss.anchors.grad.clamp(-1, 1)
+    assert loss.exact
+    assert torch.isfinite(loss.anchors.grad).all()
+
+
+@pytest.mark.parametrize("sphere", [False, True])
+@pytest.mark.parametrize("count", [5, 500])
+def test_an_anchor_that_is_no_number_is_never_hidden(count, sphere):
+    loss = ClassAnchorMargin(count, 16, margin=1.0, start="random", sphere=sphere)
+    embeddings, labels = torch.randn(2, 16), torch.tensor([0, 1])
+    for _ in range(30):
+        loss(embeddings, labels)
+    with torch.no_grad():
+        loss.anchors[count - 1] = torch.nan
+    assert loss(embeddings, labels).isnan()
+
+
+def test_fixed_anchors_are_summed_anew_for_another_margin():
+    loss = ClassAnchorMargin(20, 8, margin=1.0, start="random", learnable=False)
+    for margin in (1.0, 3.0):
+        loss.margin = margin
+        loss(torch.zeros(2, 8), torch.tensor([0, 1]))
+        assert loss.terms.repeller == pytest.approx(slow_repeller(loss.anchors, margin)[0], rel=1e-5)

@@ -210,3 +210,33 @@ def test_every_loss_has_twelve_tries_its_own_settings_among_them_and_none_twice(
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(ConfigError, match="arcface"):
         loss_recipe("arc-face")
+    with pytest.raises(ConfigError, match="did you mean 'cam'"):
+        loss_recipe("CAM")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_labels_of_any_whole_numbers_are_the_same_classes(name, kind):
+    embeddings, labels = drawn(5)
+    expected = built(name)(embeddings, labels.flip(0))
+    assert built(name)(embeddings, labels.flip(0).to(kind)).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_labels_that_are_no_whole_numbers_are_refused(name, kind):
+    embeddings, labels = drawn(5)
+    with pytest.raises(ValueError, match="whole numbers"):
+        built(name)(embeddings, labels.to(kind))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+def test_a_batch_leaves_the_parameters_their_type(name, own):
+    loss = built(name).to(own)
+    optimizer = torch.optim.AdamW([*loss.parameters(), torch.nn.Parameter(torch.zeros(1))])
+    for kind in (torch.float32, torch.float64):
+        embeddings, labels = drawn()
+        loss(embeddings.to(kind), labels).backward()
+        optimizer.step()
+    assert {parameter.dtype for parameter in loss.parameters()} <= {own}

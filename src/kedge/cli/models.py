@@ -193,10 +193,15 @@ def add_class(
         f"anchor on average; the nearest other anchor, '{added.nearest}', is at {added.distance:.3f}"
     )
     if added.crowded:
-        within = added.margin is not None and added.distance < added.margin
+        if added.margin is not None and added.distance < added.margin:
+            reason = f"within the margin of {added.margin:.3g}"
+        elif added.distance < added.spread:
+            reason = "nearer than the examples"
+        else:
+            reason = f"where pictures of '{added.nearest}' lie, up to {added.reach:.3g} from it"
         print(
-            f"kedge: that is {f'within the margin of {added.margin:.3g}' if within else 'nearer than the examples'}: "
-            f"expect pictures of '{name}' and '{added.nearest}' under either; train with both classes to part them",
+            f"kedge: that is {reason}: expect pictures of '{name}' and '{added.nearest}' under either; "
+            "train with both classes to part them",
             file=sys.stderr,
         )
     print(f"galleries take it over with `kedge reindex GALLERY --model {model}`, which reads no picture")

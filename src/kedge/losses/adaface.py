@@ -41,7 +41,7 @@ class AdaFace(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32; in training mode the moving averages take a step."""
-        check_batch(embeddings, labels, *self.prototypes.shape)
+        labels = check_batch(embeddings, labels, *self.prototypes.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             wide = arithmetic(embeddings, self.prototypes)
             points, prototypes = embeddings.to(wide), self.prototypes.to(wide)

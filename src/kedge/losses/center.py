@@ -27,7 +27,7 @@ class CenterLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32."""
-        check_batch(embeddings, labels, *self.centers.shape)
+        labels = check_batch(embeddings, labels, *self.centers.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             points, centers = (part.to(arithmetic(embeddings, self.centers)) for part in (embeddings, self.centers))
             apart = (points - centers[labels]).square().sum(dim=1).mean()

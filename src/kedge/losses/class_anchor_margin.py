@@ -50,7 +50,7 @@ def norm_floor(anchors: Tensor, least_norm: float, reduction: Reduction = "sum")
     count = len(anchors)
     if count > MOST_SUMMED or anchors.device.type == "cpu":
         # Few anchors are short, or none, and the others add nothing.
-        anchors = anchors[torch.linalg.vector_norm(anchors.detach(), dim=1) < least_norm]
+        anchors = anchors[~(torch.linalg.vector_norm(anchors.detach(), dim=1) >= least_norm)]
     norms = (anchors.square().sum(dim=1) + TINY).sqrt()
     hinge = (least_norm - norms).clamp(min=0.0)
     total = 0.5 * hinge.square().sum()
@@ -79,7 +79,9 @@ class ClassAnchorMargin(nn.Module):
                    classes an estimate.
     attractor_weight, repeller_weight, norm_weight: weights of the three terms.
 
-    `terms` holds the last step's terms; `step_terms` the same as tensors, for loops that must not wait for a GPU.
+    `watch` is what is known of near pairs of many anchors, and no part of the `state_dict`: a loss that goes on without
+    it estimates until it has compared them anew. `terms` holds the last step's terms; `step_terms` the same as tensors,
+    for loops that must not wait for a GPU.
     Raises ConfigError for settings that cannot be.
     """
 
@@ -120,13 +122,13 @@ class ClassAnchorMargin(nn.Module):
         else:
             self.register_buffer("anchors", first)
         self.exact = True
-        self._watch = PairWatch()
+        self.watch = PairWatch()
         self._fixed: tuple[object, Tensor] | None = None
         self.step_terms: dict[str, Tensor] = {}
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32."""
-        check_batch(embeddings, labels, *self.anchors.shape)
+        labels = check_batch(embeddings, labels, *self.anchors.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             points, anchors = embeddings.to(arithmetic(embeddings)), self.anchors.to(arithmetic(self.anchors))
             scale = 1.0
@@ -147,10 +149,10 @@ class ClassAnchorMargin(nn.Module):
         if not anchors.requires_grad:
             # Fixed anchors repel as they did before. Nothing moves by it: very many need not all be compared for that.
             self.exact = len(anchors) <= MOST_COMPARED
-            state = (self.anchors._version, self.anchors.data_ptr())
+            settings = self.margin, self.reduction
+            state = (self.anchors._version, self.anchors.data_ptr(), settings)
             if self._fixed is None or self._fixed[0] != state:
                 rows = torch.randperm(len(anchors), device=anchors.device)[:COMPARED]
-                settings = self.margin, self.reduction
                 value = full_repeller(anchors, *settings) if self.exact else sampled_repeller(anchors, rows, *settings)
                 self._fixed = (state, value)
             return self._fixed[1]
@@ -161,8 +163,8 @@ class ClassAnchorMargin(nn.Module):
             self.exact = False
             rows = torch.randperm(len(anchors), device=anchors.device)[:ROWS]
             return sampled_repeller(anchors, rows, self.margin, self.reduction)
-        value = self._watch(anchors, self.margin, self.reduction)
-        self.exact = self._watch.exact
+        value = self.watch(anchors, self.margin, self.reduction)
+        self.exact = self.watch.exact
         return value
 
     @property
@@ -182,6 +184,8 @@ def start_anchors(num_classes: int, dim: int, margin: float, start: AnchorStart)
     """Return the anchors' first values, shape (num_classes, dim); see `ClassAnchorMargin` for the kinds."""
     if start == "auto":
         start = "base" if num_classes <= dim else "random"
+    if num_classes == 1 and start == "simplex":
+        start = "base"  # about the origin one corner would be the origin, which has no direction
     if start == "base":
         if num_classes > dim:
             raise ConfigError(

@@ -24,7 +24,7 @@ class CrossEntropy(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar of at least float32."""
         own = self.classifier
-        check_batch(embeddings, labels, *own.weight.shape)
+        labels = check_batch(embeddings, labels, *own.weight.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             wide = arithmetic(embeddings, own.weight)
             logits = F.linear(embeddings.to(wide), own.weight.to(wide), own.bias.to(wide))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kedge.losses.batch import arithmetic, check_batch
 
@@ -25,11 +26,14 @@ class MetricLearning(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of embeddings (batch, d) and labels (batch,)."""
-        check_batch(embeddings, labels, self.num_classes)
+        labels = check_batch(embeddings, labels, self.num_classes)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
-            points = embeddings.to(arithmetic(embeddings))
+            wide = arithmetic(embeddings, *self.loss.parameters())
+            points = embeddings.to(wide)
             pairs = () if self.miner is None else (self.miner(points, labels),)
-            found: Tensor = self.loss(points, labels, *pairs)
+            # The library gives its parameters the type of the embeddings, for good: it is shown widened ones.
+            widened = {name: own.to(wide) for name, own in self.loss.named_parameters()}
+            found: Tensor = functional_call(self.loss, widened, (points, labels, *pairs))
             return found
 
 

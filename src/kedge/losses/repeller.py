@@ -114,7 +114,8 @@ class PairWatch:
     Every anchor has a place where it was last compared with all others. A pair whose places lie further apart than
     2m + skin cannot contribute while both anchors are within skin / 2 of their places; all nearer ones are listed. A
     step compares at most ROWS anchors with all, those not compared yet and those that moved too far. `exact` tells
-    whether the last value was the full sum, within rounding, or an estimate.
+    whether the last value was the full sum, within rounding, or an estimate. All that it knows stands in `vars(watch)`,
+    for a training that is to go on exactly as it was.
     """
 
     def __init__(self) -> None:
@@ -122,6 +123,7 @@ class PairWatch:
         self._margin = 0.0
         self._resting = 0
         self._places = torch.zeros(0, 0)
+        self._compared, self._pairs = torch.zeros(0, dtype=torch.bool), torch.zeros(2, 0, dtype=torch.int64)
 
     def __call__(self, anchors: Tensor, margin: float, reduction: Reduction) -> Tensor:
         """Return L_R of anchors (t, d), or an unbiased estimate."""
@@ -129,7 +131,9 @@ class PairWatch:
         if self._resting:
             self._resting -= 1
         else:
-            self._update(anchors.detach(), margin)
+            # Steps of training come after those of a validation that records nothing, and go on with its list.
+            with torch.inference_mode(False), torch.no_grad():
+                self._update(anchors.detach(), margin)
         if not self.exact:
             rows = torch.randperm(len(anchors), device=anchors.device)[:ROWS]
             return sampled_repeller(anchors, rows, margin, reduction)
@@ -140,8 +144,12 @@ class PairWatch:
     def _update(self, anchors: Tensor, margin: float) -> None:
         """Go on with the list; set `exact` when it is whole."""
         places = self._places
-        if places.shape != anchors.shape or places.device != anchors.device or margin != self._margin:
+        if places.shape != anchors.shape or margin != self._margin:
             self._begin(anchors, margin)
+        elif places.device != anchors.device:
+            # A list that was saved comes back on the CPU.
+            parts = (self._places, self._compared, self._pairs)
+            self._places, self._compared, self._pairs = (part.to(anchors.device) for part in parts)
         rows = self._open(anchors)
         if len(rows):
             rows = self._compare(anchors, rows)
@@ -159,8 +167,9 @@ class PairWatch:
 
     def _open(self, anchors: Tensor) -> Tensor:
         """Return the anchors to be compared with all: those not compared yet, or too far from their places."""
-        far = (anchors - self._places).square_().sum(dim=1) > (SKIN * self._margin) ** 2
-        return torch.nonzero(far | ~self._compared)[:, 0]
+        # An anchor that is no number any more is not near either.
+        near = (anchors - self._places).square_().sum(dim=1) <= (SKIN * self._margin) ** 2
+        return torch.nonzero(~(near & self._compared))[:, 0]
 
     def _compare(self, anchors: Tensor, rows: Tensor) -> Tensor:
         """Compare some of the rows with all anchors' places, list what is near, return the rows still open."""
