@@ -1,6 +1,7 @@
 """The command line: the contract's JSON, one line and an exit code for every mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_mistakes_are_one_line_that_says_what_to_do(place, tmp_path, mistake):
     assert "no such file" in mistake("search", gallery, tmp_path / "none.jpg")
     assert "--probes" in mistake("evaluate", place / "model", place / "photos", "--probes", "one")
     assert "none.csv" in mistake("add", gallery, place / "photos", "--labels", tmp_path / "none.csv")
+    # Whatever is named in place of a gallery or a model, it is not to be removed.
+    for said in (mistake("search", place / "photos", query), mistake("info", place / "photos")):
+        assert "is no gallery: make one" in said
+        assert "remove" not in said
+    assert "is a model, no gallery" in mistake("search", place / "model", query)
+    assert "is no model folder" in mistake("evaluate", gallery, place / "photos")
+    assert "give --data for each" in mistake("compare", "--data", "digits,svhn", "--out", tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,6 +148,50 @@ def test_a_place_that_cannot_be_written_is_one_line(place, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert stopped.value.code == 1
     assert said == "kedge: /mnt/full/gallery: Permission denied: check that it can be read and written, and has room\n"
+
+
+def test_a_search_that_finds_nothing_says_why(place, tmp_path, monkeypatch, capsys):
+    query = next((place / "photos" / "red").glob("0*"))
+    assert kedge("create", tmp_path / "empty", "--model", place / "model").returncode == 0
+    for words, said in [
+        ((tmp_path / "empty", query), "fill the gallery with `kedge add`"),
+        ((place / "gallery", query, "--where", "label = 'ring'"), "no picture is within --where"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["kedge", "search", *map(str, words)])
+        with pytest.raises(SystemExit):
+            main()
+        assert f"nothing was found: {said}" in capsys.readouterr().out
+
+
+def test_names_that_the_output_cannot_hold_are_written_by_their_numbers(place, tmp_path, monkeypatch):
+    (tmp_path / "寿司").mkdir()
+    query = tmp_path / "寿司" / "a.png"
+    query.write_bytes(next((place / "photos" / "red").glob("0*")).read_bytes())
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    done = kedge("search", place / "gallery", query, "-k", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u5bff\u53f8" in done.stdout
+
+
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kedge", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert (stopped.value.code, capsys.readouterr().out) == (0, "kedge 0.1.0\n")
+
+
+def test_an_evaluation_tells_what_it_cannot_know(place, tmp_path, monkeypatch, capsys):
+    draw_classes(tmp_path / "others", ["ring", "star"], each=8, size=32, seed=0)
+    broken = sorted((tmp_path / "others" / "ring").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:60])
+    shutil.copytree(place / "model", tmp_path / "model")
+    monkeypatch.setattr(sys, "argv", ["kedge", "evaluate", str(tmp_path / "model"), str(tmp_path / "others")])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "does not say what it was trained on (no splits.json)" in said
+    assert "knows none of these 2 classes" in said
+    assert f"left out {broken}: cannot be read" in said
 
 
 def test_help_is_instant_and_loads_nothing_heavy():

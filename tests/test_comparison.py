@@ -395,6 +395,20 @@ def test_tries_stay_those_of_the_set_they_were_made_on(tmp_path, unmeasured):
         kedge.compare(Grid.of({**grid, "tries": {"dataset": second}}), out)
 
 
+def test_a_comparison_of_which_all_has_failed_may_be_asked_for_something_else(tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    fails = [True]
+    monkeypatch.setattr(
+        jobs.Runner, "_one", lambda _, told, *__: [{"failure": "too few"} if fails[0] else MEASURED for _ in told]
+    )
+    grid = {"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]}
+    assert kedge.compare(Grid.of({**grid, "unseen_classes": 3}), tmp_path / "out").failed
+    fails[0] = False
+    assert not kedge.compare(Grid.of(grid), tmp_path / "out").failed
+    with pytest.raises(ConfigError, match="other unseen_classes"):
+        kedge.compare(Grid.of({**grid, "unseen_classes": 3}), tmp_path / "out")
+
+
 def test_what_is_no_comparison_any_more_is_named(tmp_path, unmeasured):
     (tmp_path / "birds").mkdir()
     out = tmp_path / "out"
@@ -580,7 +594,7 @@ def test_tables_by_hand():
         }
         shares |= {f"probed_l2_{figure}": 0.25 for figure in ("map", "p20", "p100", "r1")}
         shares |= {f"probed_cosine_{figure}": 0.26 for figure in ("map", "p20", "p100", "r1")}
-        shares |= {"l2_map": l2, "cosine_map": cosine}
+        shares |= {"l2_map": l2, "cosine_map": cosine, "l2_r1": l2 / 2, "cosine_r1": cosine}
         return {
             "dataset": "birds",
             "backbone": "net",
@@ -615,9 +629,9 @@ def test_tables_by_hand():
     assert "| cam | 62.0 ± 2.0 | 68.0 ± 2.0 | 50.0 ± 0.0 |" in tables
     assert "## birds, net, all pictures: two-stage search" in tables
     assert f"| cam |{' 25.0 ± 0.0 | 26.0 ± 0.0 |' * 4} 50.0 ± 0.0 | cosine |" in tables
-    assert "| mAP (L2) | cam 62.0 | triplet 40.0 | 1.550 ± 0.050 | 0.633 ± 0.033 | +0.0 ± 0.0 |" in tables
-    assert "| mAP (cosine) | cam 68.0 | triplet 52.0 | 1.308 ± 0.012 | 0.667 ± 0.014 | +0.0 ± 0.0 |" in tables
-    said = "| mAP (cosine), class probabilities | cam 68.0 | read-out 50.0 | 1.360 | 0.640 | +0.0 |"
+    assert "| mAP (L2) | cam 62.0 | triplet 40.0 | 1.550 ± 0.050 | 0.633 ± 0.033 | +11.0 ± 1.0 |" in tables
+    assert "| mAP (cosine) | cam 68.0 | triplet 52.0 | 1.308 ± 0.012 | 0.667 ± 0.014 | +16.0 ± 0.0 |" in tables
+    said = "| mAP (cosine), class probabilities | cam 68.0 | read-out 50.0 | 1.360 | 0.640 | +18.0 |"
     assert said in tables  # one seed in common
     assert '| cam | {"margin": 4.0} |' in tables
     assert '| read-out | {"loss": "cross-entropy", "features": "softmax"} |' in tables

@@ -166,6 +166,26 @@ def test_the_same_again_adds_nothing(gallery, photos, monkeypatch):
     assert counts(gallery.add(photos)) == (0, 0, 12, 0)
 
 
+def test_a_label_is_the_nearest_folder_that_is_a_class(gallery, tmp_path):
+    places = {
+        "2020": "train/red/2020/a.png",
+        "images": "train/green/images/b.png",
+        "ring": "train/ring/c.png",
+        "far": "train/ring/2021/d.png",
+    }
+    for number, place in enumerate(places.values()):
+        (tmp_path / "red" / place).parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16), (9 * number, 99, 7)).save(tmp_path / "red" / place)
+    gallery.add(tmp_path / "red" / "train")
+    labels = {Path(row["path"]).name: row["label"] for row in gallery._table.read(["path", "label"]).to_pylist()}
+    # Above the folder that was named nothing is looked at.
+    assert labels == {"a.png": "red", "b.png": "green", "c.png": "ring", "d.png": "2021"}
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "red")
+    gallery.add(archive)
+    labels = {Path(row["path"]).name: row["label"] for row in gallery._table.read(["path", "label"]).to_pylist()}
+    assert labels == {"a.png": "red", "b.png": "green", "c.png": "ring", "d.png": "2021"}
+
+
 def test_another_path_or_label_updates_the_row(gallery, tmp_path):
     first = picture(tmp_path / "a" / "1.png", 0, 1)
     gallery.add(tmp_path / "a")

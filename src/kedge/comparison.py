@@ -78,15 +78,23 @@ def compare(
     """Train and measure every cell of a grid; what stands in `OUT/results.csv` already is not done again.
 
     parallel: how many cells run side by side, each with its share of the cores; None: one a GPU, else one. Cells that
-    failed are tried again. on_row(name, row, done, total) is called after each. Raises InputError before anything is
-    written when OUT holds another comparison, or one that still runs.
+    failed are tried again; where all have failed, OUT may be asked for something else. on_row(name, row, done, total)
+    is called after each. Raises InputError before anything is written when OUT holds another comparison, or one that
+    still runs.
     """
     out = Path(out)
     devices = torch.cuda.device_count()
     parallel = max(1, devices) if parallel is None else parallel
     if parallel < 1:
         raise ConfigError(f"--parallel cannot be {parallel}: give the number of cells to run side by side, from 1")
-    asked = grid.after(_begun(out))
+    begun = _begun(out)
+    try:
+        asked, nothing_kept = grid.after(begun), False
+    except ConfigError:
+        if not _all_failed(out):
+            raise
+        # What was asked for before could not be had: a mistake, which is not to be in the way of what is meant.
+        asked, nothing_kept = grid.after(None), True
     _check_pictures(grid, out)
     grid = grid.model_copy(update={"tries": asked.tries})
 
@@ -99,6 +107,10 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / LOCK, blocking=False):
+            if nothing_kept:
+                shutil.rmtree(out / MODELS, ignore_errors=True)
+                for table in (RESULTS, TRIES):
+                    (out / table).unlink(missing_ok=True)
             write_whole(out / GRID, asked.model_dump_json(indent=2))
             for data in PUBLISHED.keys() & {*grid.datasets, grid.tries and grid.tries.dataset}:
                 # Before several cells would all fetch it. One that cannot be had is told by its cells.
@@ -138,6 +150,12 @@ def _begun(out: Path) -> Grid | None:
         return Grid.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another --out") from error
+
+
+def _all_failed(out: Path) -> bool:
+    """Tell whether all cells and tries that a comparison has come to have failed."""
+    rows = [*read_rows(out / RESULTS), *read_rows(out / TRIES)]
+    return bool(rows) and all(row.get("failure") for row in rows)
 
 
 def _check_row(table: Path, key: Sequence[str], row: Row) -> None:

@@ -20,7 +20,7 @@ QUERIES = 12
 def run_demo(out: Path) -> None:
     """Train on the digits, evaluate, file them in a gallery and search it with digits never trained on."""
     if out.exists():
-        raise InputError(f"{out} exists already: remove it, or choose another folder with --out")
+        raise InputError(f"{out} exists already, of a demo before: remove it, or choose another folder with --out")
     started = time.monotonic()
     _say("1/3  training on 8x8 pictures of handwritten digits")
     model = train("digits", out / "model", image_size=32, epochs=12)

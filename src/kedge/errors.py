@@ -15,6 +15,7 @@ Each message says what was found, what was expected and what to do.
 """
 
 import difflib
+import shutil
 from collections.abc import Iterable
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "PictureError",
     "WorkError",
     "nearest_name",
+    "reason_of",
 ]
 
 
@@ -88,6 +90,16 @@ class MissingPartError(KedgeError):
     """An optional part is not installed."""
 
     exit_code = 2
+
+
+def reason_of(error: OSError) -> str:
+    """Return what went wrong and where, in a line; of a folder that could not be copied, the first thing."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        _, place, reason = error.args[0][0]
+        return reason if str(place) in str(reason) else f"{place}: {reason}"
+    # Of a copy it is where it goes that has no room or is not to be written.
+    place = error.filename2 or error.filename
+    return ": ".join(filter(None, (place and str(place), error.strerror or str(error))))
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

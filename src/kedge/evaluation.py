@@ -98,13 +98,19 @@ def evaluate_dataset(
             f"{dataset.name} has no picture that {model.folder} was not trained on: nothing to test with"
         )
     encoder = Encoder(model, runtime=runtime)
-    queries, query_labels, _ = encode_split(encoder, dataset.test)
+    queries, query_labels, asked = encode_split(encoder, dataset.test)
     if expand:
         queries = model.expand(queries)
-    gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
+    gallery, gallery_labels, stored = encode_split(encoder, dataset.gallery)
     report = evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
-    unread = len(dataset.test) - len(queries) + len(dataset.gallery) - len(gallery)
-    return replace(report, expanded=expand, left_out=len(dataset.skipped) + unread)
+    read = {*asked, *stored}
+    unread = tuple(
+        path
+        for split in (dataset.test, dataset.gallery)
+        for path, content in zip(split.paths, split.hashes, strict=True)
+        if content not in read
+    )
+    return replace(report, expanded=expand, left_out=len(dataset.skipped) + len(unread), unread=unread)
 
 
 def evaluate_embedded(

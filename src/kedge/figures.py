@@ -48,6 +48,8 @@ class Report:
     """Whether the queries were turned to the anchors of the classes they look like."""
     left_out: int = 0
     """Pictures of the data set that cannot be read."""
+    unread: tuple[str, ...] = ()
+    """Paths of those of them that would have been queries or in the gallery."""
 
     def figures(
         self, mode: str, distance: str, filed_by: str | None = None, probes: Probes | None = None

@@ -143,7 +143,9 @@ class Gallery:
         self._table.refresh()
         # All of it is looked at before the first part is written.
         ready = [read_vectors(Path(path), self.model, labels=labels, metadata=metadata) for path in tables]
-        sources = list_sources(files, labels=labels, metadata=metadata) if files else None
+        sources = (
+            list_sources(files, labels=labels, metadata=metadata, classes=self.model.card.classes) if files else None
+        )
         for said in [given.sources for given in ready] + ([sources] if sources else []):
             intake.check(said)
         report = AddReport()

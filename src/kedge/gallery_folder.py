@@ -24,7 +24,8 @@ from zlib import crc32
 from filelock import FileLock, Timeout
 
 from kedge.checksums import FILE as CHECKSUMS
-from kedge.errors import GalleryError, ModelError
+from kedge.errors import GalleryError, ModelError, reason_of
+from kedge.model import CARD as MODEL_CARD
 from kedge.model import Model
 from kedge.pictures_table import PicturesTable
 from kedge.runtime import Precision
@@ -59,7 +60,7 @@ class GalleryFolder:
             partial.rename(root)
         except OSError as error:
             raise GalleryError(
-                f"no gallery can be made at {root} ({error}): give a place that can be written to"
+                f"no gallery can be made at {root} ({reason_of(error)}): give a place that has room and can be written"
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -177,6 +178,13 @@ def _local(path: str | Path) -> Path:
 
 
 def _not_whole(root: Path, missing: list[str]) -> GalleryError:
+    if len(missing) == len((CARD, MODEL, TABLE)):
+        # Nothing of a gallery is here: it may be somebody's pictures.
+        if (root / MODEL_CARD).is_file():
+            return GalleryError(f"{root} is a model, no gallery: make one with `kedge create GALLERY --model {root}`")
+        return GalleryError(
+            f"{root} is no gallery: make one with `kedge create GALLERY --model MODEL`, and add pictures to it"
+        )
     return GalleryError(
         f"{root} is no whole gallery: {', '.join(missing)} missing. "
         f"Name another folder, put it back from a backup, or remove it and create it anew"

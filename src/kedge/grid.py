@@ -135,7 +135,7 @@ class Grid(_Closed):
             TrainingConfig.of(given)
         for data in (*self.datasets, *([self.tries.dataset] if self.tries and self.tries.dataset else [])):
             if data not in PUBLISHED and not Path(data).exists():
-                hint = nearest_name(data, PUBLISHED)
+                hint = " (one set at a time: give --data for each)" if "," in data else nearest_name(data, PUBLISHED)
                 raise DatasetError(
                     f"no data at '{data}'{hint}: give a folder, a list, or one of {', '.join(PUBLISHED)}"
                 )

@@ -91,6 +91,9 @@ class Model:
         if not folder.is_dir():
             raise ModelError(f"no model folder at {folder}: train one with `kedge train DATA --out {folder}`")
         missing = [name for name in NEEDED if not (folder / name).is_file()]
+        if missing == list(NEEDED):
+            # Nothing of a model is here: it may be somebody's pictures.
+            raise ModelError(f"{folder} is no model folder: name the one that `kedge train --out` wrote")
         if missing:
             raise ModelError(
                 f"{folder} is no whole model folder: {', '.join(missing)} missing. "

@@ -396,7 +396,9 @@ class PicturesTable:
             if unknown:
                 name = unknown.group(1).strip('"')
                 near = nearest_name(name, self._dataset.schema.names)
-                raise GalleryError(f"no column '{name}'{near}; there are: {columns}") from error
+                raise GalleryError(
+                    f"no column '{name}'{near}; there are: {columns}. A text is put in quotes, such as label = 'cat'"
+                ) from error
             raise GalleryError(f'the filter "{where}" cannot be used ({text}); columns are: {columns}') from error
 
 

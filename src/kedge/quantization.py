@@ -66,8 +66,8 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
             "that it was trained with"
         )
     stage = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
-    opened.copy_to(stage)
     try:
+        opened.copy_to(stage)
         write_int8_graph(opened, shown, stage / ENCODER)
         small = Model.load(stage)
         found = (_map(each, shown, queries) for each in (opened, small))

@@ -1,13 +1,14 @@
 """Sources: the list of pictures that somebody asks a gallery to add, with what is said of each.
 
 A list (CSV or Parquet) has a column `path`, relative to the list's own folder, perhaps `label`, and any others, which
-become the gallery's own columns. A picture found in a folder is labelled by the folder it lies in; a picture named by
-itself or by a list says nothing of its label unless the list does.
+become the gallery's own columns. A picture found in a folder is labelled by the nearest folder above it that is called
+as a class, else by the one it lies in; a picture named by itself or by a list says nothing of its label unless the list
+does.
 """
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -77,16 +78,20 @@ class _Source:
 
 
 def list_sources(
-    paths: Sequence[str | Path], *, labels: Labels = "folder", metadata: Mapping[str, Any] | None = None
+    paths: Sequence[str | Path],
+    *,
+    labels: Labels = "folder",
+    metadata: Mapping[str, Any] | None = None,
+    classes: Collection[str] = (),
 ) -> Sources:
     """List the pictures of folders, files and lists, each path once; InputError when one of these is not there.
 
     `labels` is "folder", "none", or a list of path,label, which then says all labels. `metadata` is said
-    of each picture.
+    of each picture. `classes`: names that folders above a picture's own are known by, up to the one that is listed.
     """
     found: dict[str, _Source] = {}
     for path in paths:
-        for source in _found(path, by_folder=labels == "folder"):
+        for source in _found(path, frozenset(classes) if labels == "folder" else None):
             found.setdefault(_absolute(source.name), source)
     if labels == "none":
         for source in found.values():
@@ -138,19 +143,25 @@ def read_list(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
+def _found(path: str | Path, classes: frozenset[str] | None) -> list[_Source]:
+    """List the pictures of one path; classes=None: without labels."""
     if is_url(path):
-        return _found_in_store(str(path), by_folder=by_folder)
+        return _found_in_store(str(path), classes)
     place = Path(path)
     if place.is_dir():
-        found = [_Source(str(file), _folder_name(file) if by_folder else None) for file in find_pictures(place)]
+        # A file of the current folder is listed without a name of the folder, or with dots for it.
+        top = Path(_absolute(place)).name
+        found = [
+            _Source(str(file), _folder_label((top, *file.parts[len(place.parts) : -1]), classes))
+            for file in find_pictures(place)
+        ]
         if not found:
             raise InputError(f"{place} holds no pictures: name a folder that does")
         return found
     if not place.is_file():
         raise InputError(f"no file or folder at {place}{_nearby(place)}: check the path")
     if is_archive(place):
-        return _found_inside(place, by_folder=by_folder)
+        return _found_inside(place, classes)
     if place.suffix.lower() not in (".csv", ".parquet"):
         return [_Source(str(place), None)]
     rows = read_list(place)
@@ -159,16 +170,17 @@ def _found(path: str | Path, *, by_folder: bool) -> list[_Source]:
     return [_Source(row.pop("path"), row.pop("label", None), row) for row in rows]
 
 
-def _found_in_store(url: str, *, by_folder: bool) -> list[_Source]:
+def _found_in_store(url: str, classes: frozenset[str] | None) -> list[_Source]:
     """List the pictures under a URL, as those of a folder are; a picture named by itself gets no label."""
     stored = [file for file in list_store(url) if PurePosixPath(file.url).suffix.lower() in SUFFIXES]
     if not stored:
         raise InputError(f"{url} holds no pictures: name a prefix that does")
     alone = PurePosixPath(url).suffix.lower() in SUFFIXES
+    above = len(PurePosixPath(url).parts) - 1
     return [
         _Source(
             file.url,
-            PurePosixPath(file.url).parent.name if by_folder and not alone else None,
+            None if alone else _folder_label(PurePosixPath(file.url).parent.parts[above:], classes),
             # Where the store does not say when a file was written, its content decides.
             stamp=Stamp(file.size, file.modified_at) if file.modified_at else Stamp(),
         )
@@ -176,7 +188,7 @@ def _found_in_store(url: str, *, by_folder: bool) -> list[_Source]:
     ]
 
 
-def _found_inside(place: Path, *, by_folder: bool) -> list[_Source]:
+def _found_inside(place: Path, classes: frozenset[str] | None) -> list[_Source]:
     """List the pictures of an archive, as those of a folder are."""
     names = sorted(
         name
@@ -187,7 +199,9 @@ def _found_inside(place: Path, *, by_folder: bool) -> list[_Source]:
     if not names:
         raise InputError(f"{place} holds no pictures: name an archive that does")
     stem = place.name[: place.name.index(".", 1)]
-    return [_Source(f"{place}/{name}", (Path(name).parent.name or stem) if by_folder else None) for name in names]
+    return [
+        _Source(f"{place}/{name}", _folder_label((stem, *PurePosixPath(name).parent.parts), classes)) for name in names
+    ]
 
 
 def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
@@ -205,10 +219,11 @@ def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:
         source.row = {**source.row, **row}
 
 
-def _folder_name(path: Path) -> str | None:
-    name = path.parent.name
-    # A file of the current folder is listed without a name of the folder, or with dots for it.
-    return sys.intern(Path(_absolute(path)).parent.name if name in ("", "..") else name)
+def _folder_label(folders: Sequence[str], classes: frozenset[str] | None) -> str | None:
+    """Return the last of the folders that is a class, else the last."""
+    if classes is None:
+        return None
+    return sys.intern(next((name for name in reversed(folders) if name in classes), folders[-1]))
 
 
 def _absolute(path: str | Path) -> str:

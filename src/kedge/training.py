@@ -3,8 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,6 +77,7 @@ def train(
     if out.exists() and not resume:
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
     if partial.exists() and not resume:
+        _lock(partial).release()  # one that still runs is not to be removed
         raise ModelError(f"{partial} holds an unfinished run: go on with --resume, or remove it first")
 
     dataset = load_dataset(
@@ -157,15 +158,19 @@ def train(
         )
         write_card(stage, card, anchors)
         _say("evaluating on the test pictures", quiet or not evaluate or not len(dataset.test))
-        _report(stage, dataset, evaluate)
+        unread = _report(stage, dataset, evaluate) - {*dataset.gallery.paths}
+        _say_left_out([PictureError(path, "cannot be read") for path in sorted(unread)], quiet)
         stage.rename(out)
     if not state:
         shutil.rmtree(partial)
     return Model.load(out)
 
 
-def _report(folder: Path, dataset: Dataset, evaluate: bool) -> None:
-    """Evaluate the staged model on the test pictures, if there are any; add the scores to its card, write its page."""
+def _report(folder: Path, dataset: Dataset, evaluate: bool) -> set[str]:
+    """Evaluate the staged model on the test pictures, if there are any; add the scores to its card, write its page.
+
+    Returns the paths of pictures that could not be read.
+    """
     model, report, material = Model.load(folder), None, None
     if evaluate and len(dataset.test):
         report = evaluate_dataset(model, dataset)
@@ -173,6 +178,7 @@ def _report(folder: Path, dataset: Dataset, evaluate: bool) -> None:
         write_card(folder, model.card.model_copy(update={"scores": scores}), model.anchors)
         model, material = Model.load(folder), gather_material(model, dataset)
     (folder / REPORT).write_text(report_page(model, report, material), "utf-8")
+    return {*report.unread} if report else set()
 
 
 def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -> Network:
@@ -196,10 +202,12 @@ def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch
     return next(module for module in loss.modules() if isinstance(module, torch.nn.Linear))
 
 
-def _begin(
-    partial: Path, settings: TrainingConfig, data: str, dataset: Dataset, resume: bool
-) -> AbstractContextManager[Any]:
-    """Make the folder of the unfinished run, or check that it is this run that goes on, and keep others out of it."""
+@contextmanager
+def _begin(partial: Path, settings: TrainingConfig, data: str, dataset: Dataset, resume: bool) -> Iterator[None]:
+    """Make the folder of the unfinished run, or check that it is this run that goes on, and keep others out of it.
+
+    A run that diverges takes the folder with it: it would diverge again, and be in the way of other settings.
+    """
     asked = json.loads(json.dumps({"data": data, "pictures": _digest(dataset), **settings.model_dump()}))
     path = partial / SETTINGS_FILE
     if resume and path.is_file():
@@ -213,13 +221,25 @@ def _begin(
             # Pictures may have come to stand in another split: tested on, though trained on.
             raise InputError(f"the pictures of {data} have changed since {partial} was begun: remove it, train anew")
     partial.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(partial / ".lock").acquire(blocking=False)
-    except Timeout as error:
-        raise InputError(f"another run writes to {partial}: wait for it, or choose another --out") from error
+    lock = _lock(partial)
     # In one step: a run that is killed here can go on.
     path.with_suffix(".new").write_text(json.dumps(asked, indent=2), "utf-8")
     path.with_suffix(".new").replace(path)
+    try:
+        with lock:
+            yield
+    except DivergedError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _lock(partial: Path) -> BaseFileLock:
+    """Return the lock of an unfinished run, taken; raise InputError when that still runs."""
+    lock = FileLock(partial / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(f"another run writes to {partial}: wait for it, or choose another --out") from error
     return lock
 
 

@@ -4,6 +4,7 @@ Results go to stdout, progress to stderr. A user's mistake is one line that says
 cannot be used, 1 for work that failed.
 """
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 import kedge
 from kedge.cli import galleries, models
 from kedge.cli.options import Json, listed
-from kedge.errors import KedgeError
+from kedge.errors import KedgeError, reason_of
 
 __all__ = ["app", "main"]
 
@@ -44,6 +45,9 @@ TRAINING_PARTS = (
 
 def main() -> None:
     """Run the command line; turn Kedge's errors into one line and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of pictures may hold signs that the output's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except KedgeError as error:
@@ -57,16 +61,33 @@ def main() -> None:
     except SystemExit as end:
         # Typer's for Ctrl-C, of which it says nothing.
         if end.code == 130:
-            print("kedge: stopped; what was finished is kept (`kedge train` goes on with --resume)", file=sys.stderr)
+            print(f"kedge: stopped{_goes_on(sys.argv[1:2])}", file=sys.stderr)
         raise
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing is wrong.
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        said = ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or str(error))))
-        print(f"kedge: {said}: check that it can be read and written, and has room", file=sys.stderr)
+        print(f"kedge: {reason_of(error)}: check that it can be read and written, and has room", file=sys.stderr)
         sys.exit(1)
+
+
+def _goes_on(command: list[str]) -> str:
+    """Return what becomes of a command that was stopped."""
+    if command == ["train"]:
+        return "; what was finished is kept: go on with --resume"
+    if command in (["compare"], ["add"], ["reindex"]):
+        return "; what was finished is kept: the same command goes on"
+    return ""
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Say which version this is.")] = False,
+) -> None:
+    if show_version:
+        print(f"kedge {kedge.__version__}")
+        raise typer.Exit
 
 
 @app.command()

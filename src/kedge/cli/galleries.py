@@ -133,6 +133,7 @@ def search(
         )
         if html:
             _write_contact_sheet(opened, pictures, results, html)
+        total = opened.count()
     for result in results:
         if json_:
             print(json.dumps(asdict(result)))
@@ -142,6 +143,9 @@ def search(
             print(
                 f"      perhaps of no known class: {result.percentile:.0f} % of known pictures lie nearer to an anchor"
             )
+        if not result.hits:
+            why = "no picture is within --where and --max-distance" if total else "fill the gallery with `kedge add`"
+            print(f"      nothing was found: {why}")
         for hit in result.hits:
             print(f"{hit.rank:>4}  {hit.distance:<9.4g} {hit.label or '-':<16} {hit.path}")
     if html and not json_:

@@ -220,7 +220,17 @@ def evaluate(
     from kedge.page import evaluate_to_page
 
     running = cast("RuntimeName", runtime)
+    opened = kedge.Model.load(model)
     report = evaluate_to_page(model, data, probes=_probes_list(probes), expand=expand, runtime=running)
+    if not opened.splits():
+        print(
+            f"kedge: {model} does not say what it was trained on (no splits.json): it may have been tested on that",
+            file=sys.stderr,
+        )
+    if not {*report.per_class} & {*opened.card.classes}:
+        print(f"kedge: {model} knows none of these {report.classes} classes", file=sys.stderr)
+    for path in report.unread:
+        print(f"left out {path}: cannot be read", file=sys.stderr)
     if json_:
         print(json.dumps(report.to_json()))
         return

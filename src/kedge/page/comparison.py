@@ -176,11 +176,12 @@ def _ratios(group: _Group) -> _Table:
     columns = ("figure", "best with class anchors", "best of the others", "ratio", "ratio of 1 - mAP", "R@1, points")
     lines = []
     for prefix, what in (("", ""), ("shots_", ", gallery of the shots"), ("unseen_", ", unseen classes")):
-        for figure, way in (("l2_map", "L2"), ("cosine_map", "cosine"), ("expanded_map", "expanded")):
+        for column, way in (*DISTANCES.items(), ("expanded", "expanded")):
+            figure = f"{prefix}{column}_map"
             maps = {
-                loss: {row["seed"]: row[prefix + figure] for row in found}
+                loss: {row["seed"]: row[figure] for row in found}
                 for loss, found in group.by_loss.items()
-                if all(prefix + figure in row for row in found)
+                if all(figure in row for row in found)
             }
             means = {loss: float(np.mean(list(of_seed.values()))) for loss, of_seed in maps.items()}
             anchored = [loss for loss in means if group.by_loss[loss][0]["learns_anchors"]]
@@ -189,7 +190,10 @@ def _ratios(group: _Group) -> _Table:
             for rivals, of in ((others, ""), (readouts, ", class probabilities")):
                 if anchored and rivals:
                     best, other = max(anchored, key=means.__getitem__), max(rivals, key=means.__getitem__)
-                    own, their = (_recalls(group.by_loss[loss], prefix, way) for loss in (best, other))
+                    own, their = (
+                        {row["seed"]: row[f"{prefix}{column}_r1"] for row in group.by_loss[loss]}
+                        for loss in (best, other)
+                    )
                     cells = (
                         f"mAP ({way}){what}{of}",
                         f"{best} {100 * means[best]:.1f}",
@@ -210,11 +214,6 @@ def _paired(
     said = format(compare(float(np.mean(list(ours.values()))), float(np.mean(list(theirs.values())))), form)
     each = [compare(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     return f"{said} ± {format(np.std(each), form.removeprefix('+'))}" if len(each) > 1 else said
-
-
-def _recalls(rows: Sequence[Row], prefix: str, way: str) -> dict[int, float]:
-    """Return R@1 by the model's own distance, or of expanded queries, by seed."""
-    return {row["seed"]: row[f"{prefix}{way if way == 'expanded' else row['distance']}_r1"] for row in rows}
 
 
 def _cost(group: _Group) -> _Table:
@@ -242,9 +241,9 @@ def _plots(rows: Sequence[Row]) -> str:
         points = {}
         for loss, found in group.by_loss.items():
             values = [row[f"{row['distance']}_map"] for row in found]
-            points[loss] = (float(np.mean([row["train_seconds"] for row in found])), float(np.mean(values)))
             place = group.title.rsplit(", ", 1)[0]
             spread = (float(np.mean(values)), float(np.std(values)))
+            points[loss] = (float(np.mean([row["train_seconds"] for row in found])), *spread)
             by_place.setdefault(place, {}).setdefault(loss, {})[group.shots] = spread
         figures.append(
             (

@@ -31,7 +31,7 @@ def shown_on_page(groups: Sequence[DuplicateGroup]) -> list[str]:
 
 def _group(number: int, group: DuplicateGroup, thumbnails: Mapping[str, bytes]) -> str:
     rows = list(zip(group.ids, group.paths, group.labels, strict=True))[:MOST_OF_A_GROUP]
-    pictures = "".join(_picture(thumbnails.get(key), path or key, label) for key, path, label in rows)
+    pictures = "".join(_picture(thumbnails.get(key), key, path, label) for key, path, label in rows)
     more = len(group.ids) - len(rows)
     pictures += f"<li class='soft'>and {more} more, which <code>kedge duplicates</code> lists</li>" if more else ""
     what = "equal content" if group.kind == "exact" else f"near, embeddings within {group.distance:.3g}"
@@ -41,10 +41,12 @@ def _group(number: int, group: DuplicateGroup, thumbnails: Mapping[str, bytes]) 
     )
 
 
-def _picture(jpeg: bytes | None, name: str, label: str | None) -> str:
+def _picture(jpeg: bytes | None, key: str, path: str | None, label: str | None) -> str:
+    name = path or key
     shown = picture_tag(jpeg, name) if jpeg else "no picture"
     told = f"<div class='soft'>{escape(label)}</div>" if label else ""
     return (
         f"<li><figure><div class='shown'>{shown}</div><figcaption>{told}"
-        f"<div class='path'>{escape(name)}</div></figcaption></figure></li>"
+        f"<div class='path'>{escape(name)}</div><div class='path soft'>--id {escape(key)}</div>"
+        "</figcaption></figure></li>"
     )

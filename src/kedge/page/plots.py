@@ -102,7 +102,9 @@ def terms_by_epoch(metrics: Sequence[Mapping[str, Any]]) -> str:
         if np.nanmax(np.abs(values[np.isfinite(values)]), initial=0) > 0:
             dashes = "--" if name == "loss" else "-"
             axes.plot(epochs, values, dashes, color=colour, label=name.replace("_", " "), marker=".", linewidth=1.6)
-    axes.set_yscale("symlog", linthresh=1e-2)
+    axes.set_yscale("symlog", linthresh=1e-2, subs=[2, 5])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     _number_epochs(axes)
     if axes.lines:
         axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
@@ -122,7 +124,7 @@ def metric_by_epoch(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 def _number_epochs(axes: Axes) -> None:
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def precision_recall(precision: Sequence[float]) -> str:
@@ -154,14 +156,14 @@ def _few_first(shots: str) -> float:
     return float("inf") if shots == "full" else int(shots)
 
 
-def metric_by_time(points: Mapping[str, tuple[float, float]], losses: Sequence[str], name: str) -> str:
-    """Plot mAP, a share, against the seconds of training: {loss: (seconds, mAP)}."""
+def metric_by_time(points: Mapping[str, tuple[float, float, float]], losses: Sequence[str], name: str) -> str:
+    """Plot mAP, a share, against the seconds of training: {loss: (seconds, mAP, its standard deviation)}."""
     figure, axes = _axes(LARGE)
     looks = _looks(losses)
-    for loss, (seconds, value) in points.items():
-        axes.scatter([seconds], [100 * value], **looks[loss], s=40)
+    for loss, (seconds, value, spread) in points.items():
+        axes.errorbar([seconds], [100 * value], [100 * spread], **looks[loss], linestyle="", markersize=6, capsize=3)
     axes.set(xlabel="seconds of training", ylabel="mAP, %")
-    axes.set_xlim(0, 1.1 * max(seconds for seconds, _ in points.values()) or 1)
+    axes.set_xlim(0, 1.1 * max(seconds for seconds, *_ in points.values()) or 1)
     return _with_legend(figure, axes, name)
 
 

@@ -115,7 +115,8 @@ def _headline(report: Report) -> str:
     ]
     probed = _find(report, "nearest", 1)
     if probed:
-        figures.append((percent(probed.scanned_share), "of the gallery looked at, with one anchor probed"))
+        found = f"of the gallery looked at when one anchor is probed, which finds a mAP of {percent(probed.map)}"
+        figures.append((percent(probed.scanned_share), found))
     cards = "".join(
         f"<div class='card'><b>{value}</b><span class='soft'>{text}</span></div>" for value, text in figures
     )
