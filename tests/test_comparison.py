@@ -18,7 +18,7 @@ from kedge.cell import measure
 from kedge.cli import main
 from kedge.errors import ConfigError, DatasetError, InputError
 from kedge.grid import Grid
-from kedge.page import comparison_page, comparison_tables
+from kedge.page import comparison_page, comparison_summary, comparison_tables
 from tests.pictures import draw_classes
 
 SETTINGS = {"image_size": 32, "epochs": 1, "batch_size": 16, "dim": 8}
@@ -635,6 +635,15 @@ def test_tables_by_hand():
     assert said in tables  # one seed in common
     assert '| cam | {"margin": 4.0} |' in tables
     assert '| read-out | {"loss": "cross-entropy", "features": "softmax"} |' in tables
+    assert comparison_summary(rows).splitlines() == [
+        "birds, net, all pictures (1 to 2 seeds, 7 queries in 11)",
+        "loss      mAP (L2)    mAP (cosine)  R@1",
+        "cam       62.0 ± 2.0  68.0 ± 2.0    68.0 ± 2.0",
+        "triplet   40.0 ± 0.0  52.0 ± 2.0    52.0 ± 2.0",
+        "read-out  50.0        50.0          50.0",
+        "",
+        "failed: broken, seed 0: why",
+    ]
     page = comparison_page("A <title>", rows, {})
     assert "A &lt;title&gt;" in page
     assert page.count("<svg") == 1  # one number of shots: time, and nothing against shots

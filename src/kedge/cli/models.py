@@ -143,6 +143,7 @@ def compare(
 ) -> None:
     """Train and measure losses side by side; lists are separated by commas. Goes on where it was stopped."""
     from kedge.grid import Grid
+    from kedge.page import comparison_summary
     from kedge.progress import comparison_progress
 
     flags: dict[str, Any] = {
@@ -170,7 +171,8 @@ def compare(
         for row in found.rows:
             print(json.dumps(row))
     else:
-        print((out / "results.md").read_text("utf-8"))
+        print(comparison_summary(found.rows))
+        print(f"tables  {out / 'results.md'}")
         print(f"page    {out / 'report.html'}")
     if found.failed:
         raise WorkError(f"{len(found.failed)} of {len(found.rows)} cells failed, see {out / 'results.md'}")

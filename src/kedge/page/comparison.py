@@ -10,7 +10,7 @@ import numpy as np
 from kedge.page import plots
 from kedge.page.layout import escape, frame
 
-__all__ = ["comparison_page", "comparison_tables"]
+__all__ = ["comparison_page", "comparison_summary", "comparison_tables"]
 
 Row = Mapping[str, Any]
 # The distances as columns begin with them, and as they are called.
@@ -64,6 +64,27 @@ def comparison_tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, A
         parts += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
         parts.append("")
     return "\n".join(parts)
+
+
+def comparison_summary(rows: Sequence[Row]) -> str:
+    """Return what a screen has room for: the mAPs and R@1 of each loss, the best first, and what failed."""
+    parts = []
+    for group in _groups(rows):
+        lines: list[tuple[str, ...]] = [("loss", "mAP (L2)", "mAP (cosine)", "R@1")]
+        best_first = sorted(group.by_loss.items(), key=lambda item: -float(np.mean([*map(_own_map, item[1])])))
+        for loss, found in best_first:
+            figures = (
+                [row["l2_map"] for row in found],
+                [row["cosine_map"] for row in found],
+                [row[f"{row['distance']}_r1"] for row in found],
+            )
+            lines.append((loss, *(_spread([100 * value for value in values]) for values in figures)))
+        widths = [max(len(line[column]) for line in lines) for column in range(4)]
+        parts.append(f"{group.title} ({group.seeds()}, {group.said('queries')} queries in {group.said('gallery')})")
+        parts += ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+        parts.append("")
+    parts += [f"failed: {row['loss']}, seed {row['seed']}: {row['failure']}" for row in rows if row.get("failure")]
+    return "\n".join(part.rstrip() for part in parts).rstrip()
 
 
 def comparison_page(title: str, rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> str:
@@ -162,6 +183,10 @@ def _by_both(prefix: str) -> dict[str, Callable[[Row], float]]:
     }
 
 
+def _own_map(row: Row) -> float:
+    return float(row[f"{row['distance']}_map"])
+
+
 def _own(rows: Sequence[Row]) -> str:
     """Return the distance, or distances, that a loss's models have chosen."""
     return " or ".join(dict.fromkeys(DISTANCES[row["distance"]] for row in rows))
@@ -240,7 +265,7 @@ def _plots(rows: Sequence[Row]) -> str:
     for number, group in enumerate(_groups(rows)):
         points = {}
         for loss, found in group.by_loss.items():
-            values = [row[f"{row['distance']}_map"] for row in found]
+            values = [*map(_own_map, found)]
             place = group.title.rsplit(", ", 1)[0]
             spread = (float(np.mean(values)), float(np.std(values)))
             points[loss] = (float(np.mean([row["train_seconds"] for row in found])), *spread)
