@@ -163,6 +163,19 @@ def test_a_search_that_finds_nothing_says_why(place, tmp_path, monkeypatch, caps
         assert f"nothing was found: {said}" in capsys.readouterr().out
 
 
+def test_a_query_that_cannot_be_read_is_skipped_and_named(place, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    good = sorted((place / "photos" / "red").glob("0*"))[:2]
+    words = ("search", place / "gallery", good[0], tmp_path / "bad.jpg", tmp_path / "none.jpg", good[1], "-k", 1)
+    done = kedge(*words, "--json", "--html", tmp_path / "hits.html")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == [*map(str, good)]
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        f"skipped {tmp_path / name}" for name in ("bad.jpg", "none.jpg")
+    ]
+    assert (tmp_path / "hits.html").is_file()
+
+
 def test_names_that_the_output_cannot_hold_are_written_by_their_numbers(place, tmp_path, monkeypatch):
     (tmp_path / "寿司").mkdir()
     query = tmp_path / "寿司" / "a.png"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -10,10 +11,11 @@ import typer
 
 import kedge
 from kedge.cli.options import Expand, Json, Runtime
-from kedge.errors import InputError, WorkError
+from kedge.errors import InputError, PictureError, WorkError
 
 if TYPE_CHECKING:
     from kedge.export_gallery import ExportFormat
+    from kedge.hits import SearchResult
     from kedge.intake import FileBy
     from kedge.queries import Order
     from kedge.runtime import Precision
@@ -128,12 +130,18 @@ def search(
     running = cast("RuntimeName", runtime)
     with kedge.Gallery.open(gallery, half=half, on_disk=on_disk, cache=cache, runtime=running) as opened:
         chosen: int | Literal["exact"] = "exact" if exact else 1 if probes is None else probes
-        results = opened.search_many(
-            pictures, k, chosen, order=cast("Order", order), expand=expand, where=where, max_distance=max_distance
-        )
+
+        def find(some: Sequence[Path]) -> "list[SearchResult]":
+            return opened.search_many(
+                some, k, chosen, order=cast("Order", order), expand=expand, where=where, max_distance=max_distance
+            )
+
+        results, read, failed = _search_readable(find, pictures)
         if html:
-            _write_contact_sheet(opened, pictures, results, html)
+            _write_contact_sheet(opened, read, results, html)
         total = opened.count()
+    for failure in failed:
+        print(f"skipped {failure}", file=sys.stderr)
     for result in results:
         if json_:
             print(json.dumps(asdict(result)))
@@ -239,6 +247,23 @@ def restore(
         opened.restore(version)
         pictures = opened.count()
     print(json.dumps({"restored": version, "pictures": pictures}) if json_ else f"restored, {pictures} pictures")
+
+
+def _search_readable(
+    find: "Callable[[Sequence[Path]], list[SearchResult]]", pictures: list[Path]
+) -> "tuple[list[SearchResult], list[Path], list[PictureError]]":
+    """Return the results of the pictures that can be read, these, and what is wrong with the others."""
+    left = pictures
+    failed: list[PictureError] = []
+    while True:
+        try:
+            return find(left), left, failed
+        except PictureError as error:
+            kept = [picture for picture in left if str(picture) != error.path]
+            if not kept or len(kept) == len(left):
+                raise
+            failed.append(error)
+            left = kept
 
 
 def _write_contact_sheet(gallery: Any, pictures: list[Path], results: list[Any], path: Path) -> None:
