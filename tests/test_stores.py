@@ -96,8 +96,10 @@ def test_reindexing_reads_from_the_store(url, gallery, tmp_path):
 
 
 def test_mistakes_are_named(url, gallery, monkeypatch):
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="nothing is found at"):
         gallery.add("memory://bucket/nothing")
+    with pytest.raises(InputError, match=r"nothing is found at http://localhost:1/a\.png: .* can be reached"):
+        gallery.add("http://localhost:1/a.png")
     with pytest.raises(InputError, match="cannot be opened"):
         gallery.add("nonsense://bucket")
     with pytest.raises(PictureError, match="no such file"):

@@ -33,6 +33,10 @@ def list_store(url: str) -> list[Stored]:
     system, path = _open(url)
     try:
         found: Mapping[str, Mapping[str, Any]] = system.find(path, detail=True)
+        if not found:
+            system.info(path)  # of some stores only this tells that they cannot be reached
+    except FileNotFoundError as error:
+        raise InputError(f"nothing is found at {url}: check the address, and that it can be reached") from error
     except Exception as error:  # each kind of store has errors of its own
         raise InputError(f"{url} cannot be listed ({_reason(error)}): check the address and your access") from error
     return [
