@@ -57,7 +57,7 @@ def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(LINE)
-    axes.tick_params(color=LINE, labelcolor=SOFT, labelsize=9)
+    axes.tick_params(which="both", color=LINE, labelcolor=SOFT, labelsize=9)
     axes.xaxis.label.set_color(SOFT)
     axes.yaxis.label.set_color(SOFT)
     return figure, axes
@@ -102,7 +102,7 @@ def terms_by_epoch(metrics: Sequence[Mapping[str, Any]]) -> str:
         if np.nanmax(np.abs(values[np.isfinite(values)]), initial=0) > 0:
             dashes = "--" if name == "loss" else "-"
             axes.plot(epochs, values, dashes, color=colour, label=name.replace("_", " "), marker=".", linewidth=1.6)
-    axes.set_yscale("symlog", linthresh=1e-2, subs=[2, 5])
+    axes.set_yscale("symlog", linthresh=1e-2, subs=[3])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     _number_epochs(axes)
