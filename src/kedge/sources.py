@@ -180,12 +180,17 @@ def _found_in_store(url: str, classes: frozenset[str] | None) -> list[_Source]:
     return [
         _Source(
             file.url,
-            None if alone else _folder_label(PurePosixPath(file.url).parent.parts[above:], classes),
+            None if alone else _folder_label(_below(PurePosixPath(file.url).parent.parts, above), classes),
             # Where the store does not say when a file was written, its content decides.
             stamp=Stamp(file.size, file.modified_at) if file.modified_at else Stamp(),
         )
         for file in stored
     ]
+
+
+def _below(folders: tuple[str, ...], above: int) -> tuple[str, ...]:
+    """Leave out so many folders, but for the last: a store may call its files otherwise than the URL that was given."""
+    return folders[min(above, len(folders) - 1) :]
 
 
 def _found_inside(place: Path, classes: frozenset[str] | None) -> list[_Source]:
