@@ -1,6 +1,8 @@
 """Cores: how many a process takes."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +10,22 @@ from kedge.cores import own_cores
 
 
 @pytest.mark.parametrize("given", ["3", "", "0", "many", "4,2"])
-def test_cores_are_those_asked_for_or_all(given, monkeypatch):
+def test_cores_are_those_asked_for_or_all_that_may_be_used(given, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert own_cores() == (3 if given == "3" else os.cpu_count())
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7, 9}, raising=False)
+    assert own_cores() == (3 if given == "3" else 4)
+
+
+def test_cores_are_all_where_the_system_does_not_bind_processes(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert own_cores() == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_a_process_bound_to_one_core_takes_one(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    bind = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    code = f"{bind}; from kedge.cores import own_cores; print(own_cores())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"

@@ -236,7 +236,7 @@ def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, mo
     again = evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
     assert again.left_out == 1
     page = Page((model.folder / "report.html").read_text("utf-8"))
-    assert "1 pictures cannot be read and are left out" in page.text
+    assert "Left out, because they cannot be read: 1." in page.text
 
     before = sorted(model.folder.iterdir())
     monkeypatch.setattr("kedge.page.report.evaluate_dataset", lambda *_, **__: again)  # not looked at any more
@@ -246,6 +246,17 @@ def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, mo
             evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
         assert sorted(model.folder.iterdir()) == before
     assert Page((model.folder / "report.html").read_text("utf-8")).text == page.text
+
+
+def test_evaluate_to_page_writes_elsewhere_and_leaves_the_models_report(tmp_path):
+    model = make_model(tmp_path / "model")
+    (model.folder / "report.html").write_text("as it was", "utf-8")
+    draw_classes(tmp_path / "photos", ["red", "green", "blue"], each=8, size=16, seed=0)
+    report = evaluate_to_page(model.folder, tmp_path / "photos", tmp_path / "page.html", probes=(1,))
+    assert f"{report.queries} test pictures" in Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert (model.folder / "report.html").read_text("utf-8") == "as it was"
+    with pytest.raises(InputError, match=r"photos cannot be written \(it is a folder\): give --html a file"):
+        evaluate_to_page(model.folder, tmp_path / "photos", tmp_path / "photos")
 
 
 @pytest.fixture(scope="module")

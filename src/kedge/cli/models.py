@@ -216,6 +216,7 @@ def evaluate(
     probes: Annotated[str, typer.Option(help="Numbers of anchors to probe, and `exact`.")] = "1,2,5,exact",
     expand: Expand = False,
     runtime: Runtime = "auto",
+    html: Annotated[Path | None, typer.Option(help="Write the page there, not over the model's report.")] = None,
     json_: Json = False,
 ) -> None:
     """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery."""
@@ -223,7 +224,7 @@ def evaluate(
 
     running = cast("RuntimeName", runtime)
     opened = kedge.Model.load(model)
-    report = evaluate_to_page(model, data, probes=_probes_list(probes), expand=expand, runtime=running)
+    report = evaluate_to_page(model, data, html, probes=_probes_list(probes), expand=expand, runtime=running)
     if not opened.splits():
         print(
             f"kedge: {model} does not say what it was trained on (no splits.json): it may have been tested on that",
@@ -237,7 +238,7 @@ def evaluate(
         print(json.dumps(report.to_json()))
         return
     _show_report(report)
-    print(f"report  {model / 'report.html'}")
+    print(f"report  {html or model / 'report.html'}")
 
 
 @commands.command()
@@ -290,7 +291,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 
 def _show_report(report: Any) -> None:
-    left_out = f"; {report.left_out} pictures that cannot be read left out" if report.left_out else ""
+    left_out = f"; left out, because they cannot be read: {report.left_out}" if report.left_out else ""
     print(
         f"{report.queries} queries{', expanded,' if report.expanded else ''} in a gallery of {report.gallery}, "
         f"{report.classes} classes, {report.dim} dimensions{left_out}"

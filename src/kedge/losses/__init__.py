@@ -280,7 +280,7 @@ LOSSES: dict[str, LossRecipe] = {
             _of_library("supcon"),
             {**_RIVAL, "weight_decay": 0.1},
             reads=("scale",),
-            own_tries=({"scale": 5.0}, {"scale": 20.0}),
+            own_tries=({"scale": 2.0}, {"scale": 5.0}),
         ),
         LossRecipe(
             "multi-similarity",
@@ -289,7 +289,7 @@ LOSSES: dict[str, LossRecipe] = {
             _of_library("multi-similarity"),
             {**_RIVAL, "scale": 20.0},
             reads=("scale",),
-            own_tries=({"scale": 50.0}, {"scale": 100.0}),
+            own_tries=({"scale": 5.0}, {"scale": 10.0}),
         ),
         LossRecipe(
             "none",

@@ -1,5 +1,6 @@
 """Report page: what was measured of a model, with its protocol, plots and example pictures."""
 
+import errno
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,19 +69,22 @@ def gather_material(model: Model, dataset: Dataset) -> ReportMaterial:
 def evaluate_to_page(
     model: str | Path,
     data: str | Path,
+    page: str | Path | None = None,
     *,
     probes: Sequence[Probes] = DEFAULT_PROBES,
     expand: bool = False,
     runtime: Runtime = "auto",
 ) -> Report:
-    """Measure a model as `kedge.evaluate` does, and write the page into the model folder."""
+    """Measure a model as `kedge.evaluate` does, and write the page: None takes the report in the model folder."""
     opened = Model.load(model)
+    place = opened.folder / REPORT if page is None else Path(page)
     # Whether the page can be written is better known before minutes of measuring.
-    with _writing(opened.folder / REPORT), tempfile.NamedTemporaryFile(dir=opened.folder):
-        pass
+    with _writing(place), tempfile.NamedTemporaryFile(dir=place.parent):
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
     dataset = load_for(opened, data)
     report = evaluate_dataset(opened, dataset, probes=probes, expand=expand, runtime=runtime)
-    _write(opened.folder / REPORT, report_page(opened, report, gather_material(opened, dataset)))
+    _write(place, report_page(opened, report, gather_material(opened, dataset)))
     return report
 
 
@@ -128,7 +132,7 @@ def _protocol(report: Report) -> str:
     left_out = f" {lonely} queries have no relevant picture and are left out of the means." if lonely else ""
     expanded = " Queries are expanded: turned to the anchors of the classes they look like." if report.expanded else ""
     distance = "Euclidean distance (L2)" if report.distance == "l2" else "cosine"
-    unread = f" {report.left_out:,} pictures cannot be read and are left out." if report.left_out else ""
+    unread = f" Left out, because they cannot be read: {report.left_out:,}." if report.left_out else ""
     return (
         f"<p>{report.queries:,} test pictures, never trained on, searched among {report.gallery:,} training pictures "
         f"of {report.classes:,} classes. A picture counts as right when it has the query's class. Vectors have "
@@ -268,5 +272,5 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror}): copy the model to where you may write"
+            f"{path} cannot be written ({error.strerror}): give --html a file where you may write"
         ) from error
