@@ -105,6 +105,14 @@ def test_versions_are_listed_and_gone_back_to(tmp_path):
         gallery.remove(where="label = 'red'")
         assert [version.pictures for version in gallery.versions()][-2:] == [6, 3]
         gallery.restore(full.number)
+        vectors = gallery.model.search_anchors.vectors[:1]
+        for place in ("a", "b"):
+            gallery.add_vectors(vectors, ids=["one"], paths=[place], metadata={"share": [0.5]})
+        changes = [version.change for version in gallery.versions()]
+        assert changes[:6] == ["created", "3 added", "3 added", "3 removed", "restored", "columns added"]
+        assert changes[6] == "1 added"
+        assert {*changes[7:]} == {"pictures updated"}
+        gallery.remove(ids=["one"])
         assert gallery.count() == 6
         assert len(gallery.search(tmp_path / "photos" / "red" / "0000.png").hits) == 6
         assert gallery.check() == []
@@ -114,7 +122,7 @@ def test_versions_are_listed_and_gone_back_to(tmp_path):
         before, after = gallery.compact()
         assert after < before
         assert gallery.count() == 3
-        assert len(gallery.versions()) == 1
+        assert [version.change for version in gallery.versions()] == ["tidied"]
         assert gallery.check() == []
 
 

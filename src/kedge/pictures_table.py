@@ -40,6 +40,14 @@ _TIERS, _MANY = ((0, 256), (256, 65536)), 32
 # Older versions stay for so long, but no more than so many, to go back to; other processes need them for seconds. Each
 # makes every commit a little slower, and dropping some takes a look at all: it waits until a quarter more are there.
 _KEPT, _MOST_KEPT, _SLACK = timedelta(days=1), 1000, 1.25
+# What Lance calls its commits, where the number of pictures does not say it; the others rewrite what is there.
+_CHANGES = {
+    "Overwrite": "created",
+    "Update": "pictures updated",
+    "Delete": "pictures removed",
+    "Merge": "columns added",
+    "Restore": "restored",
+}
 _LOST = re.compile(r"not found", re.IGNORECASE)
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -75,11 +83,12 @@ OWN_COLUMNS = tuple(_schema(1).names)
 
 @dataclass(frozen=True)
 class Version:
-    """A state of the table that can be gone back to."""
+    """A state of the table that can be gone back to, and by what it came about."""
 
     number: int
     written_at: datetime
     pictures: int
+    change: str
 
 
 class PicturesTable:
@@ -140,10 +149,17 @@ class PicturesTable:
 
     def versions(self) -> list[Version]:
         """Return the versions that are kept, oldest first."""
-        return [
-            Version(version["version"], version["timestamp"], int(version["metadata"]["total_rows"]))
-            for version in self._dataset.versions()
-        ]
+        listed: list[Version] = []
+        for version in self._dataset.versions():
+            number, pictures = version["version"], int(version["metadata"]["total_rows"])
+            more = pictures - listed[-1].pictures if listed else 0
+            commit = type(self._dataset.read_transaction(number).operation).__name__
+            if commit in ("Update", "Delete") and more:
+                change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
+            else:
+                change = _CHANGES.get(commit, "tidied")
+            listed.append(Version(number, version["timestamp"], pictures, change))
+        return listed
 
     def restore(self, version: int) -> None:
         """Make an older version the newest again, in one commit."""

@@ -233,7 +233,8 @@ def versions(gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
         kept = opened.versions()
     for version in kept:
         said = {**asdict(version), "written_at": version.written_at.isoformat(timespec="seconds")}
-        print(json.dumps(said) if json_ else f"{version.number:>6}  {said['written_at']}  {version.pictures} pictures")
+        line = f"{version.number:>6}  {said['written_at']}  {version.pictures:>9} pictures  {version.change}"
+        print(json.dumps(said) if json_ else line)
 
 
 @commands.command()
