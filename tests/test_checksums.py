@@ -122,7 +122,7 @@ def test_versions_are_listed_and_gone_back_to(tmp_path):
         before, after = gallery.compact()
         assert after < before
         assert gallery.count() == 3
-        assert [version.change for version in gallery.versions()] == ["tidied"]
+        assert [version.change for version in gallery.versions()] == ["pictures removed"]
         assert gallery.check() == []
 
 
