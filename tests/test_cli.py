@@ -89,6 +89,10 @@ def test_evaluate_json(place):
     assert {row["probes"] for row in found["search"]} == {None, 1, "exact"}
     assert set(found["per_class"]) == {"red", "green", "blue"}
     assert (place / "model" / "report.html").is_file()
+    said = kedge("evaluate", place / "model", data, "--probes", "1").stdout
+    for name, confusion in found["confusions"].items():
+        shown = f"{100 * confusion['share']:.1f} % are {confusion['found']}"
+        assert f"hard    {name}: mAP {100 * found['per_class'][name]:.1f}; of the first 20, {shown}" in said
 
 
 def test_remove(place, tmp_path, mistake):

@@ -1,6 +1,7 @@
 """Evaluation against a slow loop, against the two-stage index, and in bounded memory."""
 
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from kedge.anchors import Anchors, nearest_anchors, unit_length
 from kedge.errors import InputError
 from kedge.evaluation import evaluate_vectors, exhaustive_scores
+from kedge.figures import Confusion
 from kedge.search import TwoStageIndex
 
 
@@ -113,6 +115,38 @@ def test_every_figure_equals_a_slow_loops_where_many_pictures_tie(seed, size, cl
         row = report.figures("exhaustive" if kept is None else "two-stage", "l2", filed_by, count)
         expected = slow_figures(queries, asked, gallery, labels, kept, leave_one_out)
         assert figures_of(row) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_confusions_are_the_other_class_found_most_among_the_first_twenty(leave_one_out):
+    queries, asked, gallery, labels, anchors = clustered(1, gallery=120, noise=1.6)
+    if leave_one_out:
+        queries, asked = gallery, labels
+    expected = {}
+    for number, name in enumerate(anchors.names):
+        found = Counter()
+        for row in np.flatnonzero(asked == number):
+            distances = ((gallery.astype(np.float64) - queries[row].astype(np.float64)) ** 2).sum(axis=1)
+            order = [picture for picture in np.argsort(distances) if not (leave_one_out and picture == row)]
+            found.update(int(labels[picture]) for picture in order[:20])
+        total = found.total()
+        del found[number]
+        if found:
+            other = max(sorted(found), key=lambda label: found[label])
+            expected[name] = Confusion(anchors.names[other], found[other] / total)
+    report = report_of((queries, asked, gallery, labels, anchors), leave_one_out=leave_one_out)
+    assert report.confusions == expected
+    assert len(expected) == 5
+
+
+def test_a_class_that_finds_none_but_its_own_has_no_confusion():
+    vectors = np.repeat(np.eye(2, dtype=np.float32), 30, axis=0)
+    labels = np.repeat([0, 1], 30)
+    report = report_of((vectors, labels, vectors, labels, Anchors(("a", "b"), np.eye(2, dtype=np.float32))))
+    assert report.confusions == {}
+    fewer = report_of((vectors, labels, vectors[:40], labels[:40], Anchors(("a", "b"), np.eye(2, dtype=np.float32))))
+    assert fewer.confusions == {"b": Confusion("a", 0.5)}
+    assert fewer.to_json()["confusions"] == {"b": {"found": "a", "share": 0.5}}
 
 
 def test_figures_do_not_depend_on_blocks_or_threads(monkeypatch):

@@ -18,7 +18,7 @@ from kedge.cores import own_cores
 from kedge.datasets import Dataset, Split, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, InputError
-from kedge.figures import FiledBy, Probes, Report, SearchFigures
+from kedge.figures import Confusion, FiledBy, Probes, Report, SearchFigures
 from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
 from kedge.model import Distance, Model
 from kedge.ranking import rank
@@ -46,6 +46,7 @@ RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 # Share scanned and time are those of a search for so many hits, by at most so many queries, spread over all: queries
 # lie sorted by class, and the first ones would stand for a class or two.
 TIMED_K, MOST_TIMED = 100, 200
+CONFUSED_K = 20
 # Pairs of queries and gallery pictures ranked at once, of 6 bytes each and 2 more for each way that looks at them; the
 # figures take more for those that are relevant.
 BLOCK_PAIRS = 6_700_000
@@ -168,6 +169,7 @@ def evaluate_vectors(
     gallery_labels = _checked_labels(gallery_labels, len(gallery), classes, "gallery_labels")
     search: list[SearchFigures] = []
     per_class: dict[str, float | None] = {}
+    confusions: dict[str, Confusion] = {}
     curve: tuple[float, ...] = ()
     for measure in ("l2", "cosine"):
         scale = unit_length if measure == "cosine" else np.asarray
@@ -179,6 +181,7 @@ def evaluate_vectors(
         ]
         if measure == distance:
             per_class = _by_class(ranked.totals[0]["map"], query_labels, classes)
+            confusions = _confusions(setting, ways[0].index, classes)
             curve = tuple(float(value) for value in ranked.curve)
     return Report(
         dataset=dataset,
@@ -189,6 +192,7 @@ def evaluate_vectors(
         distance=distance,
         search=tuple(search),
         per_class=per_class,
+        confusions=confusions,
         queries_without_relevant=int((setting.relevant() == 0).sum()),
         precision_recall=curve,
     )
@@ -381,6 +385,24 @@ def _by_class(values: npt.NDArray[np.float64], labels: Labels, classes: Sequence
     for number, name in enumerate(classes):
         own = values[labels == number]
         found[name] = _mean(own) if np.isfinite(own).any() else None
+    return found
+
+
+def _confusions(setting: _Setting, index: TwoStageIndex, classes: Sequence[str]) -> dict[str, Confusion]:
+    """Return by class which other one is most among the first hits of its queries, where there is any."""
+    hits = index.search_exhaustive(setting.queries, CONFUSED_K + int(setting.leave_one_out)).ids
+    there = hits >= 0
+    if setting.leave_one_out:
+        there &= hits != np.arange(len(hits))[:, None]
+        there &= np.cumsum(there, axis=1) <= CONFUSED_K
+    found: dict[str, Confusion] = {}
+    for number in np.unique(setting.query_labels):
+        own = setting.query_labels == number
+        counts = np.bincount(setting.gallery_labels[hits[own][there[own]]], minlength=len(classes))
+        total, counts[number] = counts.sum(), 0
+        other = int(counts.argmax())
+        if counts[other]:
+            found[classes[number]] = Confusion(classes[other], float(counts[other] / total))
     return found
 
 

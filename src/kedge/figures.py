@@ -6,7 +6,7 @@ from typing import Any, Literal
 from kedge.errors import InputError
 from kedge.model import Distance
 
-__all__ = ["FiledBy", "Probes", "Report", "SearchFigures"]
+__all__ = ["Confusion", "FiledBy", "Probes", "Report", "SearchFigures"]
 
 Probes = int | Literal["exact"]
 FiledBy = Literal["nearest", "label"]
@@ -28,6 +28,14 @@ class SearchFigures:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """The other class that a class's queries find most, and its share of their first 20 hits."""
+
+    found: str
+    share: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What was measured, with its protocol and counts."""
 
@@ -37,10 +45,12 @@ class Report:
     classes: int
     dim: int
     distance: Distance
-    """The model's own: per_class and precision_recall are by it."""
+    """The model's own: per_class, confusions and precision_recall are by it."""
     search: tuple[SearchFigures, ...]
     per_class: dict[str, float | None]
     """Mean AP of the class's queries, exhaustive; None for a class without queries."""
+    confusions: dict[str, Confusion]
+    """By class, exhaustive; without the classes whose queries find none but their own."""
     queries_without_relevant: int
     precision_recall: tuple[float, ...]
     """Interpolated precision, exhaustive, at recall 0, 0.01, ..., 1."""
@@ -83,5 +93,6 @@ class Report:
             "queries_without_relevant": self.queries_without_relevant,
             "search": [vars(row) for row in self.search],
             "per_class": self.per_class,
+            "confusions": {name: vars(confusion) for name, confusion in self.confusions.items()},
             "precision_recall": list(self.precision_recall),
         }

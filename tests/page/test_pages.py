@@ -135,6 +135,11 @@ def test_report_says_the_numbers_that_were_measured(measured):
         assert f"{name} {100 * report.per_class[name]:.1f} %" in page.text
     for name in CLASSES:
         assert f"{name} {100 * report.per_class[name]:.1f}" in page.text
+    assert report.confusions
+    for name, confusion in report.confusions.items():
+        assert f"{name} {100 * report.per_class[name]:.1f} {confusion.found} {100 * confusion.share:.1f}" in page.text
+    worst = report.confusions[ranked[0]]
+    assert f"of the first 20, {100 * worst.share:.1f} % are {worst.found}" in page.text
     assert len(page.of("svg")) == 5
     for word in ("mAP", "P@k", "R@k", "probes", "looked at"):
         assert word in page.text

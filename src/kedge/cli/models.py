@@ -303,3 +303,7 @@ def _show_report(report: Any) -> None:
         figures = (row.map, row.precision_at["20"], row.precision_at["100"], row.recall_at["1"])
         shown = " ".join(f"{100 * value:6.1f}" for value in figures)
         print(f"{name:<37} {shown} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
+    confused = sorted((report.per_class[name] or 0.0, name) for name in report.confusions)
+    for ap, name in confused[:3]:
+        other = report.confusions[name]
+        print(f"hard    {name}: mAP {100 * ap:.1f}; of the first 20, {100 * other.share:.1f} % are {other.found}")

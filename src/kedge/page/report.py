@@ -16,7 +16,7 @@ from kedge.datasets import Dataset
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.evaluation import DEFAULT_PROBES, evaluate_dataset, load_for
-from kedge.figures import Probes, Report, SearchFigures
+from kedge.figures import Confusion, Probes, Report, SearchFigures
 from kedge.model import REPORT, Model
 from kedge.page import plots
 from kedge.page.layout import escape, frame, percent, picture_tag
@@ -210,21 +210,34 @@ def _classes(report: Report, material: ReportMaterial) -> str:
     parts = [("Best classes", scored[:shown]), ("Worst classes", scored[::-1][:shown])] if len(scored) > 1 else []
     strips = "".join(
         f"<div class='card'><h3 style='margin-top:0'>{heading}</h3>"
-        + "".join(_class_strip(name, ap, material.examples.get(name, ())) for ap, name in chosen)
+        + "".join(
+            _class_strip(name, ap, report.confusions.get(name), material.examples.get(name, ())) for ap, name in chosen
+        )
         + "</div>"
         for heading, chosen in parts or [("Classes", scored)]
     )
-    rows = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{100 * ap:.1f}</td></tr>" for ap, name in scored)
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th><td>{100 * ap:.1f}</td>{_confused(report.confusions.get(name))}</tr>"
+        for ap, name in scored
+    )
     table = (
         f"<details><summary>All {len(scored)} classes</summary><table class='named'><thead><tr>"
-        f"<th scope='col'>class</th><th scope='col'>AP, %</th></tr></thead><tbody>{rows}</tbody></table></details>"
+        f"<th scope='col'>class</th><th scope='col'>AP, %</th><th scope='col'>finds most beside itself</th>"
+        f"<th scope='col'>% of the first 20</th></tr></thead><tbody>{rows}</tbody></table></details>"
     )
     return f"<h2>Classes, by average precision</h2><div class='plots'>{strips}</div>{table}"
 
 
-def _class_strip(name: str, ap: float, examples: Sequence[bytes]) -> str:
+def _class_strip(name: str, ap: float, confusion: Confusion | None, examples: Sequence[bytes]) -> str:
     pictures = "".join(picture_tag(jpeg, f"a test picture of {name}") for jpeg in examples)
-    return f"<h3>{escape(name)} <span class='soft'>{percent(ap)}</span></h3><div class='strip'>{pictures}</div>"
+    also = f"; of the first 20, {percent(confusion.share)} are {escape(confusion.found)}" if confusion else ""
+    said = f"<span class='soft'>{percent(ap)}{also}</span>"
+    return f"<h3>{escape(name)} {said}</h3><div class='strip'>{pictures}</div>"
+
+
+def _confused(confusion: Confusion | None) -> str:
+    cells = (escape(confusion.found), f"{100 * confusion.share:.1f}") if confusion else ("", "")
+    return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 def _settings(trained: Mapping[str, Any]) -> str:
