@@ -12,15 +12,17 @@ from kedge.cores import own_cores
 @pytest.mark.parametrize("given", ["3", "", "0", "many", "4,2"])
 def test_cores_are_those_asked_for_or_all_that_may_be_used(given, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7, 9}, raising=False)
-    assert own_cores() == (3 if given == "3" else 4)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert own_cores() == (3 if given == "3" else 1)
 
 
-def test_cores_are_all_where_the_system_does_not_bind_processes(monkeypatch):
+def test_cores_are_all_where_nothing_limits_them(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 6)
-    assert own_cores() == 6
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert own_cores() <= 6
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {5}, raising=False)
+    assert own_cores() == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")

@@ -72,6 +72,18 @@ def test_whoever_may_read_the_card_may_read_the_model(trained):
     assert modes == {(trained.folder / "kedge.json").stat().st_mode}
 
 
+@pytest.mark.parametrize(("may_use", "takes"), [(1, 1), (64, 2)])
+def test_training_takes_no_more_threads_than_it_may_use(may_use, takes, photos, tmp_path, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr("kedge.training.own_cores", lambda: may_use)
+        kedge.train(photos, tmp_path / "model", **{**FAST, "epochs": 1}, evaluate=False)
+        assert torch.get_num_threads() == takes
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_pictures_left_out_are_named(photos, tmp_path, capsys):
     rows = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
     missing = [f"{tmp_path}/gone{number}.png,circle" for number in range(25)]

@@ -22,6 +22,7 @@ from kedge.augmentation import Augmentation
 from kedge.batches import LabelledBatches, PicturesOnDisk
 from kedge.calibration import Calibration
 from kedge.config import READ_OUT, TrainingConfig
+from kedge.cores import own_cores
 from kedge.datasets import Dataset, Split, load_dataset, place_of
 from kedge.defaults import resolve
 from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError, PictureError
@@ -94,6 +95,8 @@ def train(
         if not state:
             shutil.rmtree(partial, ignore_errors=True)
         return model
+    # torch goes by the machine's cores, also where a container may use few of them.
+    torch.set_num_threads(min(torch.get_num_threads(), own_cores()))
     network = _build_network(resolved, recipe, len(dataset.classes))
     loss = recipe.build(len(dataset.classes), network.dim, resolved) if recipe.build else None
     precision = training_precision(resolved, network) if loss is not None else "float32"
