@@ -15,7 +15,8 @@ import numpy as np
 import kedge
 from kedge.anchors import unit_length
 from kedge.encoder import Encoder
-from kedge.evaluation import encode_split, exhaustive_scores, load_for
+from kedge.evaluation import encode_split, load_for
+from kedge.measurement import exhaustive_scores
 
 
 def main():

@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from kedge.anchors import Anchors
-from kedge.evaluation import evaluate_vectors
+from kedge.measurement import evaluate_vectors
 
 
 def main():

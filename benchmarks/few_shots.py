@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import kedge
-from kedge.evaluation import encode_split, exhaustive_scores
+from kedge.evaluation import encode_split
+from kedge.measurement import exhaustive_scores
 
 QUERIES = 2000
 

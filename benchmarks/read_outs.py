@@ -17,7 +17,8 @@ import torch
 
 import kedge
 from kedge.encoder import Encoder
-from kedge.evaluation import encode_split, exhaustive_scores, load_for
+from kedge.evaluation import encode_split, load_for
+from kedge.measurement import exhaustive_scores
 from kedge.network import sharpened
 
 POWERS = (1.5, 2.0, 3.0, 4.0)

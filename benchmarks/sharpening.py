@@ -14,7 +14,8 @@ from importlib.metadata import version
 import torch
 
 import kedge
-from kedge.evaluation import encode_split, exhaustive_scores, load_for
+from kedge.evaluation import encode_split, load_for
+from kedge.measurement import exhaustive_scores
 from kedge.network import sharpened
 
 POWERS = (1.0, 1.25, 1.5, 2.0, 3.0, 6.0, 9.0, 12.0)

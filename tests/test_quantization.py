@@ -7,7 +7,7 @@ import pytest
 
 import kedge
 from kedge.errors import DatasetError, ModelError
-from kedge.evaluation import exhaustive_scores
+from kedge.measurement import exhaustive_scores
 from tests.pictures import draw_classes
 
 

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from kedge.datasets import Dataset, load_dataset
     from kedge.encoder import Encoder
     from kedge.errors import InputError, KedgeError, WorkError
-    from kedge.evaluation import evaluate, evaluate_vectors
+    from kedge.evaluation import evaluate
     from kedge.figures import Report
     from kedge.gallery import AddReport, Gallery
     from kedge.grid import Grid
     from kedge.hits import Hit, SearchResult
     from kedge.losses import ClassAnchorMargin
+    from kedge.measurement import evaluate_vectors
     from kedge.model import Model
     from kedge.new_class import NewClass, add_class
     from kedge.picture import Picture, read_picture
@@ -52,7 +53,7 @@ _HOMES = {
     "add_class": "new_class",
     "compare": "comparison",
     "evaluate": "evaluation",
-    "evaluate_vectors": "evaluation",
+    "evaluate_vectors": "measurement",
     "load_dataset": "datasets",
     "quantize": "quantization",
     "read_picture": "picture",

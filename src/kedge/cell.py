@@ -22,9 +22,10 @@ from kedge.anchors import expand_queries
 from kedge.datasets import Dataset, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, KedgeError
-from kedge.evaluation import encode_split, evaluate_embedded, exhaustive_scores
+from kedge.evaluation import encode_split, evaluate_embedded
 from kedge.figures import SearchFigures
 from kedge.losses import loss_recipe
+from kedge.measurement import exhaustive_scores
 from kedge.model import Model
 from kedge.torch_device import training_device
 from kedge.training import train

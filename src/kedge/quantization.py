@@ -18,7 +18,8 @@ from kedge.calibration import Calibration
 from kedge.datasets import Split
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, MissingPartError, ModelError
-from kedge.evaluation import encode_split, exhaustive_scores, load_for
+from kedge.evaluation import encode_split, load_for
+from kedge.measurement import exhaustive_scores
 from kedge.model import ENCODER, REPORT, Model
 from kedge.page import report_page
 

@@ -3,17 +3,14 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,23 +18,24 @@ from kedge.anchors import Anchors, unit_length
 from kedge.augmentation import Augmentation
 from kedge.batches import LabelledBatches, PicturesOnDisk
 from kedge.calibration import Calibration
-from kedge.config import READ_OUT, TrainingConfig
+from kedge.config import TrainingConfig
 from kedge.cores import own_cores
 from kedge.datasets import Dataset, Split, load_dataset, place_of
 from kedge.defaults import resolve
-from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError, PictureError
-from kedge.evaluation import evaluate_dataset, exhaustive_scores
+from kedge.errors import ConfigError, DatasetError, DivergedError, ModelError, PictureError
+from kedge.evaluation import evaluate_dataset
 from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
+from kedge.measurement import exhaustive_scores
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, sharpened
 from kedge.page import gather_material, report_page
 from kedge.torch_device import training_device, training_precision, whole_float32
 from kedge.training_loop import EmbeddingTraining, fit
+from kedge.unfinished_run import begin_run, check_whole, lock_run
 
 __all__ = ["train"]
 
-SETTINGS_FILE = "settings.json"
 # Pictures that cannot be read are named up to so many.
 MOST_NAMED = 20
 # Decoded pictures beyond this are read from disk batch by batch.
@@ -78,7 +76,7 @@ def train(
     if out.exists() and not resume:
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
     if partial.exists() and not resume:
-        _lock(partial).release()  # one that still runs is not to be removed
+        lock_run(partial).release()  # one that still runs is not to be removed
         raise ModelError(f"{partial} holds an unfinished run: go on with --resume, or remove it first")
 
     dataset = load_dataset(
@@ -91,7 +89,7 @@ def train(
     resolved = resolve(config, recipe, dataset, tried)
     if out.exists():
         # Killed after the model was whole, before its unfinished self was cleared away.
-        model = _check_whole(out, resolved, place_of(data), dataset)
+        model = check_whole(out, resolved, place_of(data), dataset)
         if not state:
             shutil.rmtree(partial, ignore_errors=True)
         return model
@@ -101,7 +99,7 @@ def train(
     loss = recipe.build(len(dataset.classes), network.dim, resolved) if recipe.build else None
     precision = training_precision(resolved, network) if loss is not None else "float32"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _begin(partial, resolved, place_of(data), dataset, resume):
+    with begin_run(partial, resolved, place_of(data), dataset, resume):
         for note in dataset.notes:
             _say(note, quiet)
         _say_left_out(dataset.skipped, quiet)
@@ -143,7 +141,7 @@ def train(
         anchors = _anchors(dataset.classes, learned, encoded, distance)
         calibration = _calibrate(held_out, anchors, distance)
         export_encoder(stored, stage, resolved.image_size or 0)
-        (stage / SPLITS).write_text(json.dumps(_splits(dataset)), "utf-8")
+        (stage / SPLITS).write_text(json.dumps(dataset.membership()), "utf-8")
         if (partial / METRICS).is_file():
             shutil.copy(partial / METRICS, stage / METRICS)
         trained = {"data": place_of(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
@@ -203,74 +201,6 @@ def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch
     if loss is None or settings.features != "softmax":
         return None
     return next(module for module in loss.modules() if isinstance(module, torch.nn.Linear))
-
-
-@contextmanager
-def _begin(partial: Path, settings: TrainingConfig, data: str, dataset: Dataset, resume: bool) -> Iterator[None]:
-    """Make the folder of the unfinished run, or check that it is this run that goes on, and keep others out of it.
-
-    A run that diverges takes the folder with it: it would diverge again, and be in the way of other settings.
-    """
-    asked = json.loads(json.dumps({"data": data, "pictures": _digest(dataset), **settings.model_dump()}))
-    path = partial / SETTINGS_FILE
-    if resume and path.is_file():
-        trained_by = {name: value for name, value in asked.items() if name not in READ_OUT}
-        try:
-            begun = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} cannot be read ({error}): remove {partial}, train anew") from error
-        _check_same(partial, {name: value for name, value in trained_by.items() if name != "pictures"}, begun)
-        if begun.get("pictures") != asked["pictures"]:
-            # Pictures may have come to stand in another split: tested on, though trained on.
-            raise InputError(f"the pictures of {data} have changed since {partial} was begun: remove it, train anew")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = _lock(partial)
-    # In one step: a run that is killed here can go on.
-    path.with_suffix(".new").write_text(json.dumps(asked, indent=2), "utf-8")
-    path.with_suffix(".new").replace(path)
-    try:
-        with lock:
-            yield
-    except DivergedError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _lock(partial: Path) -> BaseFileLock:
-    """Return the lock of an unfinished run, taken; raise InputError when that still runs."""
-    lock = FileLock(partial / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise InputError(f"another run writes to {partial}: wait for it, or choose another --out") from error
-    return lock
-
-
-def _check_whole(out: Path, settings: TrainingConfig, data: str, dataset: Dataset) -> Model:
-    """Return the whole model that a resumed run finds; raise InputError when it is of other settings or pictures."""
-    model = Model.load(out)
-    asked = {"data": data, **settings.model_dump(mode="json")}
-    if settings.precision == "auto":
-        asked.pop("precision")  # the card says which one it was
-    _check_same(out, asked, model.card.trained)
-    stored = model.splits()
-    if stored != {content: split for split, contents in _splits(dataset).items() for content in contents}:
-        raise InputError(f"the pictures of {data} have changed since {out} was trained: remove it, train anew")
-    return model
-
-
-def _digest(dataset: Dataset) -> str:
-    """Return what tells whether classes, pictures and their splits are those of another day."""
-    parts = [list(dataset.classes), *(list(part.hashes) for part in (dataset.train, dataset.validation, dataset.test))]
-    return sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _check_same(folder: Path, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Raise InputError when a run that goes on is asked for with other settings than it has."""
-    changed = [name for name in asked if asked[name] != stored.get(name)]
-    if changed:
-        said = ", ".join(f"{name} was {stored.get(name)!r} and is {asked[name]!r}" for name in changed)
-        raise InputError(f"{folder} was begun with other settings ({said}): give the same, or remove it")
 
 
 def _decode(split: Split, size: int, quiet: bool) -> LabelledBatches:
@@ -390,13 +320,6 @@ def _calibrate(held_out: LabelledBatches, anchors: Anchors, distance: Distance) 
     if distance == "cosine":
         return Calibration.fit(unit_length(vectors), anchors.unit().vectors)
     return Calibration.fit(vectors, anchors.vectors)
-
-
-def _splits(dataset: Dataset) -> dict[str, list[str]]:
-    """Return which content is in which split; with shots, pictures not drawn count as train: nothing tests on them."""
-    tested, held_out = set(dataset.test.hashes), set(dataset.validation.hashes)
-    trained = [content for content in dataset.gallery.hashes if content not in held_out]
-    return {"train": sorted(set(trained)), "validation": sorted(held_out), "test": sorted(tested)}
 
 
 def _say(text: str, quiet: bool) -> None:

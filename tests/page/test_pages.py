@@ -12,8 +12,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from kedge.errors import InputError
-from kedge.evaluation import evaluate_vectors
 from kedge.hits import Hit, SearchResult
+from kedge.measurement import evaluate_vectors
 from kedge.page import ReportMaterial, contact_sheet, evaluate_to_page, plots, report_page
 from kedge.picture import thumbnail
 from tests.models import make_model

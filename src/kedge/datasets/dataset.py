@@ -124,6 +124,12 @@ class Dataset:
         contents = sorted({*self.gallery.hashes, *self.test.hashes})
         return sha256(json.dumps([self.classes, contents]).encode()).hexdigest()[:16]
 
+    def membership(self) -> dict[SplitName, list[str]]:
+        """Return which contents are in which split; those that a few-shot draw left out count as train."""
+        tested, held_out = set(self.test.hashes), set(self.validation.hashes)
+        trained = [content for content in self.gallery.hashes if content not in held_out]
+        return {"train": sorted(set(trained)), "validation": sorted(held_out), "test": sorted(tested)}
+
     def of_classes(self, names: Collection[str]) -> "Dataset":
         """Return the pictures of some of the classes; the others' are left out, and classes numbered anew."""
         kept = [number for number, name in enumerate(self.classes) if name in names]

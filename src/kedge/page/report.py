@@ -15,8 +15,9 @@ from kedge.anchors import Anchors
 from kedge.datasets import Dataset
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
-from kedge.evaluation import DEFAULT_PROBES, evaluate_dataset, load_for
+from kedge.evaluation import evaluate_dataset, load_for
 from kedge.figures import Confusion, Probes, Report, SearchFigures
+from kedge.measurement import DEFAULT_PROBES
 from kedge.model import REPORT, Model
 from kedge.page import plots
 from kedge.page.layout import escape, frame, percent, picture_tag

@@ -1,4 +1,4 @@
-"""Evaluation against a slow loop, against the two-stage index, and in bounded memory."""
+"""Measurement against a slow loop, against the two-stage index, and in bounded memory."""
 
 import tracemalloc
 from collections import Counter
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kedge.anchors import Anchors, nearest_anchors, unit_length
 from kedge.errors import InputError
-from kedge.evaluation import evaluate_vectors, exhaustive_scores
 from kedge.figures import Confusion
+from kedge.measurement import evaluate_vectors, exhaustive_scores
 from kedge.search import TwoStageIndex
 
 
@@ -153,7 +153,7 @@ def test_figures_do_not_depend_on_blocks_or_threads(monkeypatch):
     data = clustered(4, gallery=300)
     found = []
     for pairs, threads in ((1 << 20, "1"), (1 << 20, "4"), (7 * 300, "3")):
-        monkeypatch.setattr("kedge.evaluation.BLOCK_PAIRS", pairs)
+        monkeypatch.setattr("kedge.measurement.BLOCK_PAIRS", pairs)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         report = report_of(data)
         found.append([figures_of(row) for row in report.search])
