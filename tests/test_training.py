@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,15 @@ def test_pictures_are_enlarged_to_what_the_backbone_takes_also_where_a_size_is_g
     dataset, recipe = kedge.load_dataset(photos), LOSSES["cam"]
     assert resolve(TrainingConfig(image_size=16), recipe, dataset).image_size == 32
     assert resolve(TrainingConfig(image_size=48), recipe, dataset).image_size == 48
+
+
+def test_batches_of_pairs_are_large_but_for_few_or_large_pictures(photos):
+    dataset, recipe = kedge.load_dataset(photos), LOSSES["supcon"]
+    many = replace(dataset, train=dataset.train[np.zeros(3200, dtype=np.int64)])
+    sizes = [resolve(TrainingConfig(image_size=side), recipe, many).batch_size for side in (32, 96, 128)]
+    assert sizes == [200, 200, 100]
+    assert resolve(TrainingConfig(image_size=128, batch_size=150), recipe, many).batch_size == 150
+    assert resolve(TrainingConfig(image_size=32), recipe, dataset).batch_size == 16
 
 
 def test_a_length_that_is_asked_for_is_had_or_refused(photos):

@@ -21,6 +21,9 @@ SMALL_SIDE = 96
 # scratch length is worth more than any other setting (docs/experiments.md); with large pictures it would take hours.
 SHOWN_SMALL, SHOWN_OTHERWISE = (160_000, 16, 150), (80_000, 8, 60)
 
+# Batches of large pictures are no larger: memory.
+LARGE_PICTURES_AT_ONCE = 100
+
 # A network from scratch that sees so few pictures so often is trained by the loss's settings for that. They win with
 # 1,000 pictures and 150 epochs, by other pictures of the training split, not with 2,000 and 80 (docs/experiments.md).
 FEW_PICTURES, MANY_EPOCHS = 1_600, 100
@@ -62,6 +65,8 @@ def resolve(
         open_settings |= {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}
     if config.freeze_backbone:
         open_settings |= {"auxiliary": 0.0, "head": "linear", "learning_rate": 1e-3}
+    if image_size > SMALL_SIDE:
+        open_settings["batch_size"] = min(open_settings["batch_size"], LARGE_PICTURES_AT_ONCE)
     open_settings |= tried or {}
     if by_recipe and "weight_decay" in open_settings:
         open_settings["weight_decay"] *= min(1.0, CHOSEN_ON / max(1, count))

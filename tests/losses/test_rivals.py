@@ -202,7 +202,9 @@ def test_every_loss_has_twelve_tries_its_own_settings_among_them_and_none_twice(
                 {**stated, "brightness": recipe.settings.get("brightness", 0.4)}.items() <= t.items()
                 for t in optimisers
             )
-            assert batches == ({"batch_size": 50},)
+            of_pairs = recipe.name in ("contrastive", "triplet", "supcon", "multi-similarity")
+            assert batches == ({"batch_size": 200 if of_pairs else 50},)
+            assert recipe.settings["batch_size"] in (100, recipe.batch_try)
             assert [tried["brightness"] for tried in light] == [0.4 - recipe.settings.get("brightness", 0.4)]
             assert sum(map(len, recipe.tries())) == 12
 

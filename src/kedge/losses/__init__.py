@@ -28,7 +28,8 @@ __all__ = [
 
 
 # Every loss gets the same tries of optimiser, rate and decay, its own among them; then two of its main setting, then a
-# smaller batch, then the brightness of views that its recipe has not: as many for each, none of them twice.
+# smaller batch (a larger one for losses of pairs, which find more of them there), then the brightness of views that
+# its recipe has not: as many for each, none of them twice.
 OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
     {"optimizer": optimizer, "learning_rate": rate, "weight_decay": decay, "batch_size": 100}
     for optimizer, rate, decay in (
@@ -42,7 +43,7 @@ OPTIMISER_TRIES: tuple[Mapping[str, Any], ...] = tuple(
         ("sgd", 0.05, 0.005),
     )
 )
-BATCH_TRIES: tuple[Mapping[str, Any], ...] = ({"batch_size": 50},)
+SMALL_BATCH, LARGE_BATCH = 50, 200
 
 # Range of brightness in training views, where a loss's recipe has none of its own.
 USUAL_BRIGHTNESS = 0.4
@@ -71,6 +72,8 @@ class LossRecipe:
     """Which of the settings that not every loss has go into it."""
     own_tries: tuple[Mapping[str, Any], ...] = ()
     """Other values of its main setting, tried when settings are chosen on validation pictures."""
+    batch_try: int = SMALL_BATCH
+    """Another size of batches to try then; all else is tried with 100."""
 
     def check(self, given: Iterable[str]) -> None:
         """Raise ConfigError when one of the settings given by name goes into other losses alone."""
@@ -88,7 +91,8 @@ class LossRecipe:
         varied = {name for tried in self.own_tries for name in tried}
         stated = {name: value for name, value in self.settings.items() if name in varied} | {"brightness": brightness}
         optimisers = tuple({**stated, **tried} for tried in OPTIMISER_TRIES)
-        return optimisers, self.own_tries, BATCH_TRIES, ({"brightness": 0.0 if brightness else USUAL_BRIGHTNESS},)
+        other = 0.0 if brightness else USUAL_BRIGHTNESS
+        return optimisers, self.own_tries, ({"batch_size": self.batch_try},), ({"brightness": other},)
 
 
 def _class_anchor_margin(sphere: bool) -> Callable[[int, int, TrainingConfig], nn.Module]:
@@ -200,18 +204,21 @@ LOSSES: dict[str, LossRecipe] = {
             "pairs of a class drawn together, others pushed a margin apart",
             "Hadsell et al., CVPR 2006, hinges not squared",
             _of_library("contrastive"),
-            {**_RIVAL, "learning_rate": 1e-3, "weight_decay": 0.1},
+            {**_SGD, "brightness": 0.0},
+            few_picture_settings={"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
             reads=("margin",),
             own_tries=({"margin": 0.5}, {"margin": 1.4}),
+            batch_try=LARGE_BATCH,
         ),
         LossRecipe(
             "triplet",
             "semi-hard triplets: the own class nearer than another by a margin",
             "arXiv:1503.03832, distances not squared",
             _of_library("triplet"),
-            {**_RIVAL, "learning_rate": 1e-3, "margin": 0.1},
+            {**_RIVAL, "learning_rate": 1e-3, "margin": 0.1, "brightness": 0.0},
             reads=("margin",),
             own_tries=({"margin": 0.2}, {"margin": 0.5}),
+            batch_try=LARGE_BATCH,
         ),
         LossRecipe(
             "arcface",
@@ -278,18 +285,20 @@ LOSSES: dict[str, LossRecipe] = {
             "each picture against all of its class in the batch, by softmax",
             "arXiv:2004.11362",
             _of_library("supcon"),
-            {**_RIVAL, "weight_decay": 0.1},
+            {**_RIVAL, "weight_decay": 0.1, "batch_size": LARGE_BATCH, "brightness": 0.0},
             reads=("scale",),
-            own_tries=({"scale": 2.0}, {"scale": 5.0}),
+            own_tries=({"scale": 5.0}, {"scale": 20.0}),
+            batch_try=LARGE_BATCH,
         ),
         LossRecipe(
             "multi-similarity",
             "pairs weighted by how they compare with the others",
             "arXiv:1904.06627",
             _of_library("multi-similarity"),
-            {**_RIVAL, "scale": 20.0},
+            {**_RIVAL, "scale": 5.0, "batch_size": LARGE_BATCH, "brightness": 0.0},
             reads=("scale",),
-            own_tries=({"scale": 5.0}, {"scale": 10.0}),
+            own_tries=({"scale": 2.5}, {"scale": 20.0}),
+            batch_try=LARGE_BATCH,
         ),
         LossRecipe(
             "none",
