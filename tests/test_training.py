@@ -301,6 +301,22 @@ def test_batches_of_pairs_are_large_but_for_few_or_large_pictures(photos):
     assert resolve(TrainingConfig(image_size=32), recipe, dataset).batch_size == 16
 
 
+@pytest.mark.parametrize(
+    ("loss", "given", "together"),
+    [
+        ("supcon", {}, 1),  # three classes, batches of 16
+        ("supcon", {"batch_size": 11}, 4),
+        ("supcon", {"batch_size": 12}, 1),
+        ("supcon", {"batch_size": 12, "together": 2}, 2),
+        ("arcface", {"batch_size": 2}, 1),
+        ("arcface", {"batch_size": 2, "together": 3}, 3),
+    ],
+)
+def test_pairs_of_a_class_come_together_where_batches_have_few_by_chance(loss, given, together, photos):
+    resolved = resolve(TrainingConfig(loss=loss, **given), LOSSES[loss], kedge.load_dataset(photos))
+    assert (resolved.together or 1) == together
+
+
 def test_a_length_that_is_asked_for_is_had_or_refused(photos):
     dataset = kedge.load_dataset(photos)
     usual = resolve(TrainingConfig(loss="cross-entropy"), LOSSES["cross-entropy"], dataset)

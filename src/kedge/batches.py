@@ -69,22 +69,36 @@ class PicturesOnDisk(LabelledBatches):
 class ShuffledRows(Sampler[Tensor]):
     """Row numbers in batches, in an order that depends on seed and epoch alone, so that a resumed run repeats it.
 
-    They lie on the device of the rows: a batch of numbers copied to a GPU would wait for all that it has yet to do.
+    labels: of the rows, (n,). together: so many rows of a class follow each other, each row still once an epoch.
+    The numbers lie on the labels' device: a batch copied to a GPU would wait for all that it has yet to do.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device) -> None:
-        self.count, self.batch_size, self.seed, self.epoch = count, min(batch_size, count), seed, 0
-        self.device = device
+    def __init__(self, labels: Tensor, batch_size: int, seed: int, together: int = 1) -> None:
+        self.count, self.batch_size, self.seed, self.epoch = len(labels), min(batch_size, len(labels)), seed, 0
+        self.labels, self.together, self.device = labels.cpu(), together, labels.device
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the order of this epoch next; Lightning calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(self.count, generator=seeded(self.seed, self.epoch, torch.device("cpu")))
+        draw = seeded(self.seed, self.epoch, torch.device("cpu"))
+        order = torch.randperm(self.count, generator=draw)
+        if self.together > 1:
+            order = self._in_groups(order, draw)
         order = order.to(self.device)
         # A last batch that is not full is left out: its rows come first in another epoch.
         yield from order[: len(self) * self.batch_size].split(self.batch_size)
+
+    def _in_groups(self, order: Tensor, draw: torch.Generator) -> Tensor:
+        """Return the rows so that those of a class come in groups, of `together` but for its last, in random order."""
+        by_class = order[self.labels[order].argsort(stable=True)]
+        labels, counts = self.labels[by_class], torch.bincount(self.labels)
+        place = torch.arange(self.count) - (counts.cumsum(0) - counts)[labels]
+        groups = -(-counts // self.together)
+        group = (groups.cumsum(0) - groups)[labels] + place // self.together
+        shuffled = torch.randperm(int(groups.sum()), generator=draw)
+        return by_class[shuffled[group].argsort(stable=True)]
 
     def __len__(self) -> int:
         return self.count // self.batch_size

@@ -47,7 +47,10 @@ class TrainingConfig(BaseModel):
     epochs: int | None = Field(None, ge=1)
     """None: as many as show 80,000 pictures, 8 to 60; from scratch with pictures up to 96 px 160,000 and 16 to 150."""
     batch_size: int | None = Field(None, ge=2)
-    """None: 100 or 50, as the loss has it, or less for few pictures: an epoch has some 16 steps; at least 16."""
+    """None: 50 to 200, as the loss has it, or less for few pictures: an epoch has some 16 steps; at least 16."""
+    together: int | None = Field(None, ge=1)
+    """So many pictures of a class come together, for batches to hold pairs. None: 4 for losses of pairs, where a batch
+    has fewer by chance; else 1."""
     seed: int = Field(0, ge=0, lt=2**32)
     shots: int | None = Field(None, ge=1)
     classes: int | None = Field(None, ge=2)
@@ -68,8 +71,8 @@ class TrainingConfig(BaseModel):
     flip: bool | None = None
     """Mirror pictures left-right; None: yes, but for digits."""
     brightness: float | None = Field(None, ge=0, lt=1)
-    """b: pictures are made darker or brighter by factors from 1 - b to 1 + b. None: 0.4, but 0 for the class anchors,
-    `cross-entropy`, `center`, `proxy-nca`, `cosface` and `adaface` from scratch, unless few pictures are seen often."""
+    """b: pictures are made darker or brighter by factors from 1 - b to 1 + b. None: 0, but 0.4 for `arcface` and
+    `proxy-anchor`, with pretrained weights or a frozen backbone, and where few pictures are seen often."""
     mixup: float | None = Field(None, ge=0)
     """Blend pictures of a batch two by two, in shares drawn from Beta(mixup, mixup); 0: not at all.
     None: 0, but 1 for `cam` and `cam-sphere` from scratch with up to 1,600 pictures, in 100 epochs and more."""

@@ -244,7 +244,7 @@ def fit(
     settings = training.settings
     device = training_device()
     data, validation = data.beside(device), validation and validation.beside(device)
-    rows = ShuffledRows(len(data), settings.batch_size or len(data), settings.seed, data.labels.device)
+    rows = ShuffledRows(data.labels, settings.batch_size or len(data), settings.seed, settings.together or 1)
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         data,
         sampler=rows,

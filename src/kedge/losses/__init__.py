@@ -137,6 +137,8 @@ _SHARED = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5, "he
 # The best of each loss's tries on validation pictures (docs/experiments.md).
 _RIVAL = {**_SHARED, "auxiliary": 0.0}
 _SGD = {**_RIVAL, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 0.005}
+# In batches drawn at random hardly a picture of many classes would meet another of its own.
+_PAIRS = {"together": 4, "brightness": 0.0}
 _FEW = {"optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.5}
 # Squared distances to anchors underfit: views as bright as the pictures are get further than varied ones.
 _ANCHORS = {"margin": 8.0, "anchor_start": "auto", "learnable_anchors": True, "brightness": 0.0}
@@ -204,7 +206,7 @@ LOSSES: dict[str, LossRecipe] = {
             "pairs of a class drawn together, others pushed a margin apart",
             "Hadsell et al., CVPR 2006, hinges not squared",
             _of_library("contrastive"),
-            {**_SGD, "brightness": 0.0},
+            {**_SGD, **_PAIRS},
             few_picture_settings={"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
             reads=("margin",),
             own_tries=({"margin": 0.5}, {"margin": 1.4}),
@@ -215,7 +217,7 @@ LOSSES: dict[str, LossRecipe] = {
             "semi-hard triplets: the own class nearer than another by a margin",
             "arXiv:1503.03832, distances not squared",
             _of_library("triplet"),
-            {**_RIVAL, "learning_rate": 1e-3, "margin": 0.1, "brightness": 0.0},
+            {**_RIVAL, **_PAIRS, "learning_rate": 1e-3, "margin": 0.1},
             reads=("margin",),
             own_tries=({"margin": 0.2}, {"margin": 0.5}),
             batch_try=LARGE_BATCH,
@@ -285,7 +287,7 @@ LOSSES: dict[str, LossRecipe] = {
             "each picture against all of its class in the batch, by softmax",
             "arXiv:2004.11362",
             _of_library("supcon"),
-            {**_RIVAL, "weight_decay": 0.1, "batch_size": LARGE_BATCH, "brightness": 0.0},
+            {**_RIVAL, **_PAIRS, "weight_decay": 0.1, "batch_size": LARGE_BATCH},
             reads=("scale",),
             own_tries=({"scale": 5.0}, {"scale": 20.0}),
             batch_try=LARGE_BATCH,
@@ -295,7 +297,7 @@ LOSSES: dict[str, LossRecipe] = {
             "pairs weighted by how they compare with the others",
             "arXiv:1904.06627",
             _of_library("multi-similarity"),
-            {**_RIVAL, "scale": 5.0, "batch_size": LARGE_BATCH, "brightness": 0.0},
+            {**_RIVAL, **_PAIRS, "scale": 5.0, "batch_size": LARGE_BATCH},
             reads=("scale",),
             own_tries=({"scale": 2.5}, {"scale": 20.0}),
             batch_try=LARGE_BATCH,
