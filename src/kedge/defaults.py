@@ -78,7 +78,8 @@ def resolve(
         "batch_size": min(open_settings["batch_size"], max(16, count // 16)),
         "flip": dataset.mirror,
     }
-    if (config.batch_size or open_settings["batch_size"]) >= open_settings.get("together", 1) * classes:
+    together = open_settings.get("together")
+    if together and (config.batch_size or open_settings["batch_size"]) >= together * classes:
         open_settings["together"] = 1  # a batch holds as many of each class by chance
     recipe.check(config.model_dump(exclude_none=True))
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):

@@ -150,10 +150,12 @@ class PicturesTable:
     def versions(self) -> list[Version]:
         """Return the versions that are kept, oldest first."""
         listed: list[Version] = []
-        for version in self._dataset.versions():
+        with _reading():
+            found = self._dataset.versions()
+            commits = [type(self._dataset.read_transaction(each["version"]).operation).__name__ for each in found]
+        for version, commit in zip(found, commits, strict=True):
             number, pictures = version["version"], int(version["metadata"]["total_rows"])
             more = pictures - listed[-1].pictures if listed else 0
-            commit = type(self._dataset.read_transaction(number).operation).__name__
             if commit in ("Update", "Delete") and more:
                 change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
             else:
