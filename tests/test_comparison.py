@@ -14,7 +14,7 @@ import pytest
 
 import kedge
 from kedge import comparison, jobs
-from kedge.cell import measure
+from kedge.cell import measure, validate
 from kedge.cli import main
 from kedge.errors import ConfigError, DatasetError, InputError
 from kedge.grid import Grid
@@ -22,6 +22,11 @@ from kedge.page import comparison_page, comparison_summary, comparison_tables
 from tests.pictures import draw_classes
 
 SETTINGS = {"image_size": 32, "epochs": 1, "batch_size": 16, "dim": 8}
+
+
+def draw_birds(root):
+    """Pictures for cells that are not really trained."""
+    draw_classes(root, ["circle", "square"], each=4, size=8, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,7 @@ def test_every_cell_has_its_row_and_a_failed_one_its_reason(compared):
     (failed,) = found.failed
     assert "simplex" in failed["failure"]
     for row in found.rows[:3]:
+        assert json.loads(row["settings"])["batch_size"] == 16
         assert 0 < row["l2_map"] <= 1
         assert 0 < row["unseen_cosine_map"] <= 1
         assert 0 < row["shots_probed_l2_scanned"] <= 1
@@ -211,7 +217,7 @@ TRIED = {"validation_l2_map": 0.5, "validation_cosine_map": 0.5}
 
 
 def test_settings_that_are_given_are_not_tried(tmp_path, unmeasured):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "mine"], "seeds": [0]}
     given |= {"settings": {"learning_rate": 1e-3}, "variants": {"mine": {"loss": "cam", "margin": 2.0}}}
     kedge.compare(Grid.of({**given, "tries": {"settings": {"batch_size": 32}}}), tmp_path / "out")
@@ -225,7 +231,7 @@ def test_settings_that_are_given_are_not_tried(tmp_path, unmeasured):
 
 
 def test_a_loss_whose_tries_have_all_failed_is_not_measured(tmp_path, monkeypatch):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "none"], "seeds": [0]}
     measured, broken = [], True
 
@@ -262,7 +268,7 @@ def unmeasured(monkeypatch):
 
 @pytest.mark.parametrize("killed", [True, False])
 def test_what_is_of_settings_that_a_mended_try_has_beaten_is_made_again(tmp_path, monkeypatch, killed):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0], "tries": {}})
     broken, measured = True, []
 
@@ -288,7 +294,7 @@ def test_what_is_of_settings_that_a_mended_try_has_beaten_is_made_again(tmp_path
 
 
 def test_a_network_stays_until_all_that_it_is_stored_as_is_measured(tmp_path, monkeypatch):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     grid = {"datasets": [str(tmp_path / "birds")], "losses": ["cross-entropy", "softmax"], "seeds": [0]}
     grid["variants"] = {"softmax": {"loss": "cross-entropy", "features": "softmax"}}
     broken = True
@@ -309,7 +315,7 @@ def test_a_network_stays_until_all_that_it_is_stored_as_is_measured(tmp_path, mo
 
 
 def test_what_was_begun_stays_until_all_that_was_asked_for_is_measured(tmp_path, monkeypatch):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     grid, out = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "triplet"], "seeds": [0]}, tmp_path / "out"
     broken = True
 
@@ -330,7 +336,7 @@ def test_what_was_begun_stays_until_all_that_was_asked_for_is_measured(tmp_path,
 
 def test_rows_are_never_taken_for_other_pictures_or_settings(tmp_path, unmeasured):
     for name in ("a/birds.v1", "a/birds.v2", "b/birds.v1"):
-        (tmp_path / name).mkdir(parents=True)
+        draw_birds(tmp_path / name)
     first, second, other = (str(tmp_path / name) for name in ("a/birds.v1", "a/birds.v2", "b/birds.v1"))
     out = tmp_path / "out"
     mine = {"variants": {"mine": {"loss": "cam", "margin": 2.0}}, "seeds": [0]}
@@ -354,7 +360,7 @@ def test_rows_are_never_taken_for_other_pictures_or_settings(tmp_path, unmeasure
 
 
 def test_only_what_is_stored_may_differ_between_models_of_one_network(tmp_path, unmeasured):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     variants = {
         "softmax": {"loss": "cross-entropy", "features": "softmax"},
         "wider": {"loss": "cross-entropy", "features": "softmax", "dim": 9},
@@ -382,7 +388,7 @@ def test_only_what_is_stored_may_differ_between_models_of_one_network(tmp_path, 
 
 def test_tries_stay_those_of_the_set_they_were_made_on(tmp_path, unmeasured):
     for name in ("first", "second"):
-        (tmp_path / name).mkdir()
+        draw_birds(tmp_path / name)
     first, second, out = str(tmp_path / "first"), str(tmp_path / "second"), tmp_path / "out"
     grid = {"datasets": [first], "losses": ["cam"], "seeds": [0], "tries": {}}
     kedge.compare(Grid.of(grid), out)
@@ -396,7 +402,7 @@ def test_tries_stay_those_of_the_set_they_were_made_on(tmp_path, unmeasured):
 
 
 def test_a_comparison_of_which_all_has_failed_may_be_asked_for_something_else(tmp_path, monkeypatch):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     fails = [True]
     monkeypatch.setattr(
         jobs.Runner, "_one", lambda _, told, *__: [{"failure": "too few"} if fails[0] else MEASURED for _ in told]
@@ -410,7 +416,7 @@ def test_a_comparison_of_which_all_has_failed_may_be_asked_for_something_else(tm
 
 
 def test_what_is_no_comparison_any_more_is_named(tmp_path, unmeasured):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     out = tmp_path / "out"
     grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]})
     with pytest.raises(ConfigError, match="--parallel cannot be 0"):
@@ -446,7 +452,7 @@ def test_what_is_no_comparison_any_more_is_named(tmp_path, unmeasured):
     ],
 )
 def test_a_damaged_table_is_named_and_a_row_taken_out_is_measured_again(damage, said, tmp_path, unmeasured):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     out, grid = tmp_path / "out", Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]})
     kedge.compare(grid, out)
     table = out / "results.csv"
@@ -462,7 +468,7 @@ def test_a_damaged_table_is_named_and_a_row_taken_out_is_measured_again(damage, 
 
 
 def test_each_row_is_kept_as_soon_as_its_cell_is_measured(tmp_path, monkeypatch):
-    (tmp_path / "birds").mkdir()
+    draw_birds(tmp_path / "birds")
     given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam-sphere", "mirrored"], "seeds": [0]}
     given["variants"] = {"mirrored": {"loss": "cam-sphere", "mirrored": True}}
     out, seen = tmp_path / "out", Event()
@@ -499,6 +505,52 @@ def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
     for place in range(3):
         list(runner._one([], [place], set()))
     assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
+
+
+def test_a_job_that_ends_its_process_takes_no_other_along(monkeypatch):
+    """Three jobs of one network, the second of which is killed: a process does the first, another the third."""
+    program = """
+import json, os, sys
+for job in json.loads(sys.stdin.readline()):
+    if job["number"] == 2:
+        os.kill(os.getpid(), 9)
+    print(json.dumps({"map": job["number"]}), flush=True)
+"""
+    started = jobs._started
+    monkeypatch.setattr(jobs, "_started", lambda _, environment: started(["-c", program], environment))
+    kept = []
+    list_ = [(str(number), {"number": number}, lambda row: kept.append(row) or row) for number in (1, 2, 3)]
+    jobs.Runner(2, 0, lambda *_: None).run([list_, list_[:1]], 0, 4)
+    assert sorted(map(str, kept)) == sorted(
+        map(str, [{"map": 1}, {"map": 1}, {"failure": "ended by signal 9"}, {"map": 3}])
+    )
+
+
+def test_what_failed_and_is_not_asked_for_any_more_is_on_no_page(tmp_path, monkeypatch):
+    draw_birds(tmp_path / "birds")
+    grid = {"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]}
+
+    def run(_, told, *__):
+        return [{"failure": "too few pictures"} if job["settings"].get("shots") == 500 else MEASURED for job in told]
+
+    monkeypatch.setattr(jobs.Runner, "_one", run)
+    assert kedge.compare(Grid.of({**grid, "shots": ["full", 500]}), tmp_path / "out").failed
+    assert "too few pictures" in (tmp_path / "out" / "report.html").read_text()
+    kedge.compare(Grid.of(grid), tmp_path / "out")
+    assert "failed" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_pictures_that_cannot_be_measured_are_told_before_anything_is_trained(tmp_path, unmeasured):
+    (tmp_path / "empty").mkdir()
+    for split in ("train", "val"):
+        draw_classes(tmp_path / "photos" / split, ["circle", "square"], each=4, size=8, seed=len(split))
+    for name, said in (("empty", "no picture under"), ("photos", "has no test pictures .* below test/<class>/")):
+        with pytest.raises(DatasetError, match=said):
+            kedge.compare(Grid.of({"datasets": [str(tmp_path / name)]}), tmp_path / "out")
+    with pytest.raises(DatasetError, match="has no validation pictures, on which settings are chosen"):
+        validate(str(tmp_path / "photos" / "val"), str(tmp_path / "model"), {"validation_share": 0.0, "seed": 0}, {})
+    assert not unmeasured
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_comparison_leaves_nothing_running_and_goes_on(photos, tmp_path):
@@ -642,8 +694,21 @@ def test_tables_by_hand():
         "triplet   40.0 ± 0.0  52.0 ± 2.0    52.0 ± 2.0",
         "read-out  50.0        50.0          50.0",
         "",
-        "failed: broken, seed 0: why",
+        "failed: broken, seed 0, birds, net, all pictures: why",
     ]
+    settings = [
+        {"margin": 4.0, "weight_decay": 0.5, "flip": True},
+        {"margin": 8.0, "weight_decay": 0.49, "flip": True},
+        {"weight_decay": 0.5, "flip": True},
+    ]
+    for told, given in zip(rows, settings, strict=False):
+        told["settings"] = json.dumps(given)
+    tables = comparison_tables(rows, {})
+    assert "the seeds of cam were trained with different margin, as after an update" in tables
+    assert (
+        "| all | flip True |\n| cam | margin 4 or 8, weight_decay 0.5 or 0.49 |\n| triplet | weight_decay 0.5 |"
+        in tables
+    )
     page = comparison_page("A <title>", rows, {})
     assert "A &lt;title&gt;" in page
     assert page.count("<svg") == 1  # one number of shots: time, and nothing against shots

@@ -469,6 +469,8 @@ def test_a_wrong_search_says_what_there_is(gallery, photos):
     gallery.add(photos)
     with pytest.raises(GalleryError, match=r"no column 'lable' \(did you mean 'label'\?\); there are: id, path"):
         gallery.search(query, where="lable = 'red'")
+    with pytest.raises(GalleryError, match="texts are put in quotes"):
+        gallery.count("label = 3")
     with pytest.raises(GalleryError, match="cannot be used"):
         gallery.search(query, where="label ===")
     with pytest.raises(GalleryError, match='"label" in double quotes is a text, not the column: write label'):

@@ -304,6 +304,8 @@ def test_impossible_input_is_named():
     with pytest.raises(InputError, match="probes"):
         report_of(data, probes=(0,))
     queries, query_labels, gallery, labels, anchors = data
+    with pytest.raises(InputError, match=r"queries of shape \(\d+,\) were given"):
+        report_of((query_labels.tolist(), query_labels, gallery, labels, anchors))
     with pytest.raises(InputError, match="7 dimensions"):
         report_of((queries[:, :7], query_labels, gallery, labels, anchors))
     with pytest.raises(InputError, match="0 queries"):

@@ -23,12 +23,12 @@ from kedge.batches import LabelledBatches
 from kedge.config import TrainingConfig
 from kedge.defaults import resolve
 from kedge.encoder import Encoder
-from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError
+from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError, WorkError
 from kedge.losses import LOSSES, ClassAnchorMargin
 from kedge.network import Network, StoredEmbedding, sharpened
 from kedge.torch_device import training_precision
 from kedge.torch_runtime import restore_network
-from kedge.training_loop import EmbeddingTraining, fit
+from kedge.training_loop import EmbeddingTraining, _CheckpointIO, fit
 from tests.pictures import draw_classes
 
 FAST = {"image_size": 32, "epochs": 2, "batch_size": 16, "dim": 8, "quiet": True}
@@ -514,6 +514,8 @@ def test_pictures_that_do_not_fit_into_memory_are_looked_through_first(photos, t
         path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DatasetError, match=f"no training picture of class '{name}' can be read"):
         kedge.train(mine, tmp_path / "other", **{**FAST, "epochs": 1})
+    # Nothing was trained, so nothing is in the way once the pictures are mended.
+    assert not (tmp_path / "other.partial").exists()
 
 
 def test_killed_run_resumes_to_the_same_end(photos, tmp_path, monkeypatch):
@@ -661,6 +663,38 @@ def test_resume_state_is_no_arbitrary_pickle(tmp_path):
     torch.load(tmp_path / "resume.ckpt", weights_only=True)
 
 
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_damaged_state_is_named(left, tmp_path):
+    state = tmp_path / "resume.ckpt"
+    torch.save({"weights": torch.zeros(100)}, state)
+    state.write_bytes(state.read_bytes()[:left])
+    with pytest.raises(InputError, match=r"resume\.ckpt cannot be read .*train anew"):
+        _CheckpointIO().load_checkpoint(state, weights_only=True)
+
+
+def test_a_state_is_replaced_whole(tmp_path, monkeypatch):
+    state, write = tmp_path / "resume.ckpt", _CheckpointIO().save_checkpoint
+    write({"epoch": 1}, state)
+
+    def torn(_, file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="no space"):
+        write({"epoch": 2}, state)
+    assert torch.load(state, weights_only=True) == {"epoch": 1}
+
+
+def test_a_gpu_too_small_is_told_with_the_remedy(photos, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(EmbeddingTraining, "training_step", full)
+    with pytest.raises(WorkError, match=r"batches of 16 pictures of 32 px: lower batch_size or image_size"):
+        kedge.train(photos, tmp_path / "model", **FAST)
+
+
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("sphere", [False, True])
 def test_many_anchors_go_on_exactly_as_they_would_have(sphere, tmp_path):
@@ -711,20 +745,22 @@ def test_a_mixed_batch_counts_each_class_by_its_share():
 
 
 def test_loss_that_is_no_number_stops_with_a_reason(photos, tmp_path):
-    with pytest.raises(DivergedError, match=r"epoch \d+.*learning-rate"):
+    with pytest.raises(DivergedError, match=r"epoch \d+.*learning_rate"):
         kedge.train(photos, tmp_path / "model", loss="cam", optimizer="sgd", learning_rate=1e6, **FAST)
     assert list(tmp_path.iterdir()) == []  # nothing is in the way of other settings
     with pytest.raises(DivergedError) as found:
         kedge.train(photos, tmp_path / "other", loss="cosface", scale=1e39, gradient_clip=1.0, **FAST)
     # What is set already is not advised.
-    assert "`scale` (1e+39)" in str(found.value)
-    assert "gradient-clip" not in str(found.value)
+    assert "scale (1e+39)" in str(found.value)
+    assert "gradient_clip" not in str(found.value)
 
 
 def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained):
     wrong = [
         ({"loss": "cam-spere"}, ConfigError, "cam-sphere"),
         ({"backbone": "resnet_18"}, ConfigError, "resnet18"),
+        ({"backbone": "resnet18.a1_in2k"}, ConfigError, r"has no weights 'a1_in2k' \(did you mean 'resnet18.a1_in1k'"),
+        ({"freeze_backbone": True, "brightness": 0.2}, ConfigError, "leave brightness out"),
         ({"loss": "cam", "anchor_start": "base", "dim": 2}, ConfigError, "dim"),
         ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
         ({"classes": 2, "sharpening": 1.5}, ConfigError, "two classes"),

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from kedge.anchors import expand_queries
+from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, KedgeError
@@ -36,18 +37,26 @@ Labelled = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 # The two-stage search that is compared beside the exhaustive one.
 PROBES = (1,)
+# Settings that have columns of their own.
+IN_COLUMNS = ("loss", "backbone", "shots", "seed", "epochs", "precision", *READ_OUT)
 
 
 def validate(
     data: str, out: str, settings: dict[str, Any], tried: dict[str, Any], unseen_classes: int = 0
 ) -> dict[str, Any]:
     """Train a model and return its validation mAP, L2 and cosine; the test pictures are left alone."""
+    whole = _whole(data, settings)
+    if not len(whole.validation):
+        raise DatasetError(
+            f"{data} has no validation pictures, on which settings are chosen: put some below val/<class>/, give more "
+            "pictures a class, or leave the tries out"
+        )
     if unseen_classes:
-        settings = {**settings, "classes": _classes_left(_whole(data, settings), unseen_classes)}
+        settings = {**settings, "classes": _classes_left(whole, unseen_classes)}
     model = _train(data, out, settings, tried)
     scores = model.card.scores.get("validation")
     if scores is None:
-        raise DatasetError(f"{data} has no validation pictures: settings cannot be chosen on them")
+        raise DatasetError(f"no validation picture of {data} can be read: mend them")
     return {"validation_l2_map": scores["map_l2"], "validation_cosine_map": scores["map_cosine"]}
 
 
@@ -67,9 +76,8 @@ def measure(
     to train on. `unseen_…`: queries and gallery of the classes that were left out.
     """
     settings = {**settings, "seed": settings.get("seed", 0)}
-    whole: Dataset | None = None
+    whole = _whole(data, settings)
     if unseen_classes:
-        whole = _whole(data, settings)
         settings["classes"] = _classes_left(whole, unseen_classes)
         _check_unseen(whole, settings["classes"])
     model = _train(data, out, settings, tried, state)
@@ -77,18 +85,18 @@ def measure(
     recipe = loss_recipe(trained["loss"])
     row = {"learns_anchors": int(recipe.learns_anchors), "distance": model.card.distance, **_cost(model)}
     row |= {"features": trained["features"], "sharpening": trained["sharpening"], "mirrored": int(trained["mirrored"])}
+    said = {name: trained[name] for name in TrainingConfig.model_fields if name in trained and name not in IN_COLUMNS}
+    row["settings"] = json.dumps(said)
     validation = model.card.scores.get("validation", {})
     row |= {f"validation_{name.removeprefix('map_')}_map": value for name, value in validation.items()}
 
     dataset = load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"), membership=model.splits())
-    if not len(dataset.test):
-        raise DatasetError(f"{dataset.name} has no test pictures: nothing to measure with")
     encoder = Encoder(model)
     queries, query_labels, _ = encode_split(encoder, dataset.test)
     gallery, gallery_labels, hashes = encode_split(encoder, dataset.gallery)
     row |= {"classes": len(dataset.classes), "queries": len(queries), "gallery": len(gallery)}
     unread = len(dataset.test) - len(queries) + len(dataset.gallery) - len(gallery)
-    row |= {"pictures": (whole or dataset).fingerprint, "left_out": len(dataset.skipped) + unread}
+    row |= {"pictures": whole.fingerprint, "left_out": len(dataset.skipped) + unread}
     asked = queries, query_labels
     row |= _columns(model, dataset, asked, (gallery, gallery_labels), "")
     if settings.get("shots"):
@@ -102,7 +110,7 @@ def measure(
         shown = np.isin(hashes, drawn)
         few = gallery[shown], gallery_labels[shown]
         row |= _columns(model, dataset, asked, few, "shots_")
-    if whole is not None:
+    if unseen_classes:
         row |= _unseen(model, encoder, whole, settings["classes"])
     return row
 
@@ -123,7 +131,8 @@ def _train(
 
 def _whole(data: str, settings: dict[str, Any]) -> Dataset:
     """Return the data set with the classes that are left out of training."""
-    return load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"))
+    share = settings.get("validation_share", TrainingConfig.model_fields["validation_share"].default)
+    return load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"), validation_share=share)
 
 
 def _classes_left(whole: Dataset, unseen: int) -> int:

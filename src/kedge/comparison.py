@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from kedge.config import READ_OUT
 from kedge.csv_table import Row, put_row, read_header, read_rows, write_whole
 from kedge.datasets import PUBLISHED, load_dataset
-from kedge.errors import ConfigError, InputError, KedgeError
+from kedge.errors import ConfigError, DatasetError, InputError, KedgeError
 from kedge.grid import Cell, Grid, Shots, name_of
 from kedge.jobs import Job, OnRow, Runner
 from kedge.losses import loss_recipe
@@ -78,9 +78,9 @@ def compare(
     """Train and measure every cell of a grid; what stands in `OUT/results.csv` already is not done again.
 
     parallel: how many cells run side by side, each with its share of the cores; None: one a GPU, else one. Cells that
-    failed are tried again; where all have failed, OUT may be asked for something else. on_row(name, row, done, total)
-    is called after each. Raises InputError before anything is written when OUT holds another comparison, or one that
-    still runs.
+    failed are tried again while they are asked for; where all have failed, OUT may be asked for something else.
+    on_row(name, row, done, total) is called after each. Raises InputError before anything is written when OUT holds
+    another comparison, or one that still runs, and DatasetError for a folder that cannot be trained on and measured.
     """
     out = Path(out)
     devices = torch.cuda.device_count()
@@ -95,12 +95,12 @@ def compare(
             raise
         # What was asked for before could not be had: a mistake, which is not to be in the way of what is meant.
         asked, nothing_kept = grid.after(None), True
-    _check_pictures(grid, out)
+    _check_data(grid, out)
     grid = grid.model_copy(update={"tries": asked.tries})
 
     def shown(name: str, row: Row, done: int, total: int) -> None:
         # The pages grow with the table, for whoever looks while it runs.
-        _write_pages(asked, out)
+        _write_pages(asked, grid, out)
         if on_row:
             on_row(name, row, done, total)
 
@@ -123,7 +123,7 @@ def compare(
                 _clear_states(asked, out)
             finally:
                 comparison = Comparison(out, tuple(_ordered(grid, read_rows(out / RESULTS))), chosen)
-                _write_pages(asked, out)
+                _write_pages(asked, grid, out)
     except Timeout as error:
         raise InputError(f"another comparison writes to {out}: wait for it, or choose another --out") from error
     return comparison
@@ -177,17 +177,20 @@ def _check_row(table: Path, key: Sequence[str], row: Row) -> None:
         )
 
 
-def _check_pictures(grid: Grid, out: Path) -> None:
-    """Raise ConfigError when a data set that rows were measured on has other pictures by now."""
+def _check_data(grid: Grid, out: Path) -> None:
+    """Raise DatasetError for what no cell could be of, ConfigError when rows were measured on other pictures."""
     measured = {row["dataset"]: row["pictures"] for row in read_rows(out / RESULTS) if row.get("pictures")}
     for data in grid.datasets:
-        if name_of(data) in measured:
-            try:
-                found = load_dataset(data, max_classes=grid.classes).fingerprint
-            except KedgeError:
-                continue  # What cannot be read is told by its cells.
-            if found != measured[name_of(data)]:
-                raise ConfigError(f"the pictures of {data} have changed since {out} was begun: choose another --out")
+        if data in PUBLISHED and data not in measured:
+            continue  # It may have to be fetched first. What cannot be had is told by its cells.
+        found = load_dataset(data, max_classes=grid.classes)
+        if not len(found.test):
+            raise DatasetError(
+                f"{data} has no test pictures to measure with: put some below test/<class>/, or give a folder without "
+                "train/, of which some are held out"
+            )
+        if found.fingerprint != measured.get(name_of(data), found.fingerprint):
+            raise ConfigError(f"the pictures of {data} have changed since {out} was begun: choose another --out")
 
 
 def _run_cells(
@@ -361,9 +364,11 @@ def _ordered(grid: Grid, rows: Iterable[Row]) -> list[Row]:
     return [of_cell[cell] for cell in grid.cells() if cell in of_cell]
 
 
-def _write_pages(asked: Grid, out: Path) -> None:
-    """Write the tables of all that was asked for so far, be it by other calls."""
-    rows = _ordered(asked, read_rows(out / RESULTS))
+def _write_pages(asked: Grid, grid: Grid, out: Path) -> None:
+    """Write the tables of all that was asked for so far, be it by other calls; of failures, those asked for now."""
+    now = {*grid.cells()}
+    found = _ordered(asked, read_rows(out / RESULTS))
+    rows = [row for row in found if not row.get("failure") or _cell_of(row) in now]
     title = f"Losses compared on {', '.join(name_of(data) for data in asked.datasets)}"
     (out / TABLES).write_text(comparison_tables(rows, asked.variants), "utf-8")
     (out / PAGE).write_text(comparison_page(title, rows, asked.variants), "utf-8")

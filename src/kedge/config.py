@@ -97,6 +97,8 @@ class TrainingConfig(BaseModel):
         """Check settings by name; raise ConfigError for an unknown one (naming the nearest) or an impossible value."""
         settings = with_preset(settings)
         for name in settings:
+            if name in ("settings", "datasets", "losses", "variants"):
+                raise ConfigError(f"'{name}' is of a grid, which `kedge compare` takes: settings stand by themselves")
             if name not in cls.model_fields:
                 known = ", ".join(sorted(cls.model_fields))
                 raise ConfigError(

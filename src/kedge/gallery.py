@@ -182,7 +182,7 @@ class Gallery:
     def remove(self, ids: Sequence[str] | None = None, *, where: str | None = None) -> int:
         """Remove pictures by id, or those that match an SQL filter; return how many that were."""
         if (ids is None) == (where is None):
-            raise InputError("give either ids or a filter of what to remove")
+            raise InputError("say what to remove: either ids (--id) or a filter (--where)")
         self._table.refresh()
         removed = self._table.delete(where) if where is not None else self._remove_ids(ids or ())
         self._sum()
@@ -195,7 +195,8 @@ class Gallery:
         if unknown:
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             raise InputError(
-                f"no picture has the id {', '.join(unknown[:5])}{more}: search names the ids; none was removed"
+                f"no picture has the id {', '.join(unknown[:5])}{more}: `kedge search --json` names the ids; none was "
+                "removed"
             )
         return self._table.delete(pc.field("id").isin(wanted)) if wanted else 0
 

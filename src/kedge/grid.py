@@ -92,6 +92,8 @@ class Grid(_Closed):
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:
         """Return the values in a TOML file, not yet checked; folders in it are relative to the file."""
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, and a grid a TOML file: give pictures with --data {path}")
         values = TrainingConfig.read(path)
 
         def placed(data: Any) -> Any:
@@ -178,7 +180,8 @@ class Grid(_Closed):
         for what, (was, asked) in changes.items():
             if was != asked:
                 raise ConfigError(
-                    f"the comparison was begun with other {what} ({was!r}, now {asked!r}): choose another --out"
+                    f"the comparison was begun with other {what} ({was!r}, now {asked!r}): choose another --out, or "
+                    "remove it"
                 )
         joined = {name: tuple(dict.fromkeys((*before[name], *now[name]))) for name in LISTS}
         run = {loss: each.variants[loss] for each in (begun, grid) for loss in each.losses if loss in each.variants}
@@ -226,6 +229,9 @@ def _check_shape(values: Mapping[str, Any]) -> None:
     misplaced = settings & {*tries} - {*Tries.model_fields} if isinstance(tries, Mapping) else set()
     if misplaced:
         raise ConfigError(f"'{min(misplaced)}' is a setting of tries: it stands below [tries.settings]")
+    if isinstance(tries, Mapping) and (unknown := {*tries} - {*Tries.model_fields}):
+        hint = nearest_name(min(unknown), Tries.model_fields)
+        raise ConfigError(f"tries have no '{min(unknown)}'{hint}; they have {', '.join(Tries.model_fields)}")
 
 
 def _with_presets(values: Mapping[str, Any]) -> dict[str, Any]:

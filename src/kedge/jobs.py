@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import Event
 
 from kedge.cores import own_cores
 from kedge.csv_table import Row
@@ -22,7 +23,10 @@ Job = tuple[str, Row, Callable[[Row], Row]]
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs lists of jobs, each list in a process of its own, `parallel` at a time."""
+    """Runs lists of jobs, each list in a process of its own, `parallel` at a time.
+
+    A job that ends its process has failed; those after it in its list have another process.
+    """
 
     parallel: int
     devices: int
@@ -33,12 +37,14 @@ class Runner:
         running: set[subprocess.Popen[str]] = set()
         places = list(range(self.parallel))
         arrived: SimpleQueue[tuple[Job, Row] | BaseException] = SimpleQueue()
+        stopped = Event()
 
         def work(jobs: Sequence[Job]) -> None:
+            open_jobs = list(jobs)
             try:
-                rows = self._one([told for _, told, _ in jobs], places, running)
-                for found in zip(jobs, rows, strict=True):
-                    arrived.put(found)
+                while open_jobs and not stopped.is_set():
+                    for row in self._one([told for _, told, _ in open_jobs], places, running):
+                        arrived.put((open_jobs.pop(0), row))
             except BaseException as error:
                 arrived.put(error)
 
@@ -55,6 +61,7 @@ class Runner:
                     done += 1
                     self.on_row(name, row, done, total)
             except BaseException:
+                stopped.set()
                 for future in futures:
                     future.cancel()
                 for process in list(running):
@@ -92,7 +99,7 @@ def _started(arguments: Sequence[str], environment: Mapping[str, str]) -> subpro
 
 
 def _answer(process: subprocess.Popen[str], told: list[Row]) -> Iterator[Row]:
-    """Yield the rows that a process prints; one that ends before has failed, with the last it said as the reason."""
+    """Yield the rows that a process prints; if it ends before the last, then a failure with what it said last."""
     assert process.stdin and process.stdout and process.stderr
     with process, ThreadPoolExecutor(1) as reader:
         said = reader.submit(process.stderr.read)
@@ -109,4 +116,5 @@ def _answer(process: subprocess.Popen[str], told: list[Row]) -> Iterator[Row]:
         code = process.wait()
         last = (said.result().strip().splitlines() or [""])[-1]
     reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    yield from [{"failure": f"{reason}: {last}" if last else reason}] * (len(told) - answered)
+    if answered < len(told):
+        yield {"failure": f"{reason}: {last}" if last else reason}

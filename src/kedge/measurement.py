@@ -60,6 +60,7 @@ def evaluate_vectors(
     gallery are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
     """
     check_probes(probes)
+    queries, gallery = np.asarray(queries), np.asarray(gallery)
     _check_vectors(queries, gallery, anchors, leave_one_out)
     query_labels = _checked_labels(query_labels, len(queries), classes, "query_labels")
     gallery_labels = _checked_labels(gallery_labels, len(gallery), classes, "gallery_labels")
@@ -315,6 +316,9 @@ def check_probes(probes: Sequence[Probes]) -> None:
 
 
 def _check_vectors(queries: Vectors, gallery: Vectors, anchors: Anchors, leave_one_out: bool) -> None:
+    for what, vectors in (("queries", queries), ("the gallery", gallery)):
+        if vectors.ndim != 2:
+            raise InputError(f"{what} of shape {vectors.shape} were given: expected (pictures, dimensions)")
     if not len(queries) or not len(gallery):
         raise InputError(f"{len(queries)} queries and a gallery of {len(gallery)} were given: both need pictures")
     if not queries.shape[1] == gallery.shape[1] == anchors.dim:

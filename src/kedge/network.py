@@ -227,9 +227,18 @@ def check_backbone(name: str, *, pretrained: bool) -> None:
     if name == SMALL_BACKBONE:
         if pretrained:
             raise ConfigError(f"{SMALL_BACKBONE} has no pretrained weights: leave --pretrained out, or take resnet18")
-    elif not timm.is_model(name):
+        return
+    if not timm.is_model(name):
         hint = nearest_name(name, [SMALL_BACKBONE, *timm.list_models()])
         raise ConfigError(f"no backbone is named '{name}'{hint}; {SMALL_BACKBONE} and all of timm's models can be had")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        model, tag = name.split(".", 1)
+        known = timm.list_pretrained(f"{model}.*")
+        raise ConfigError(
+            f"{model} has no weights '{tag}'{nearest_name(name, known)}: take {' or '.join([model, *known])}"
+        ) from error
 
 
 def _keep_small_pictures_large(backbone: nn.Module, image_size: int) -> None:

@@ -417,7 +417,10 @@ class PicturesTable:
                 raise GalleryError(
                     f"no column '{name}'{near}; there are: {columns}. A text is put in quotes, such as label = 'cat'"
                 ) from error
-            raise GalleryError(f'the filter "{where}" cannot be used ({text}); columns are: {columns}') from error
+            raise GalleryError(
+                f"the filter \"{where}\" cannot be used ({text}): texts are put in quotes, such as label = 'cat', and "
+                f"numbers are not; columns are: {columns}"
+            ) from error
 
 
 def matrix(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:

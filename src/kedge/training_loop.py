@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -11,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,15 +30,15 @@ from torch.utils.data import DataLoader
 from kedge.augmentation import Augmentation, mixed_up
 from kedge.batches import LabelledBatches, ShuffledRows, seeded
 from kedge.config import TrainingConfig
-from kedge.errors import DivergedError
+from kedge.errors import DivergedError, InputError, WorkError
 from kedge.losses import ClassAnchorMargin
 from kedge.metrics import leave_one_out_map
 from kedge.network import Network
 from kedge.torch_device import peak_memory, training_device, training_precision
+from kedge.unfinished_run import RESUME_FILE
 
-__all__ = ["RESUME_FILE", "EmbeddingTraining", "fit"]
+__all__ = ["EmbeddingTraining", "fit"]
 
-RESUME_FILE = "resume.ckpt"
 NEAR_ANCHORS = "near_anchors"
 # Lightning's names of what networks are trained in; the weights stay float32.
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -127,13 +130,13 @@ class EmbeddingTraining(lightning.LightningModule):
 
     def _reason(self, value: float) -> str:
         settings = self.settings
-        ways = [f"lower --learning-rate ({settings.learning_rate:g})"]
+        ways = [f"lower learning_rate ({settings.learning_rate:g})"]
         if settings.scale is not None:
-            ways.append(f"lower `scale` ({settings.scale:g})")
+            ways.append(f"lower scale ({settings.scale:g})")
         if settings.gradient_clip is None:
-            ways.append("set --gradient-clip 1")
+            ways.append("set gradient_clip to 1")
         if settings.optimizer != "adamw":
-            ways.append("take --optimizer adamw")
+            ways.append("set optimizer to adamw")
         return f"the loss became {value} in epoch {self.current_epoch + 1}: {' or '.join(ways)}"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -228,6 +231,25 @@ class _EpochLog(Callback):
         return id(self)
 
 
+class _CheckpointIO(TorchCheckpointIO):
+    """Checkpoints replaced in one step, in their own folder: Lightning's go by the system's, be it another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+        new = Path(path).with_suffix(".new")
+        with new.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, *args, **options)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else "it is empty"
+            raise InputError(f"{path} cannot be read ({reason}): remove {Path(path).parent}, train anew") from error
+
+
 def fit(
     training: EmbeddingTraining,
     data: LabelledBatches,
@@ -239,7 +261,8 @@ def fit(
 ) -> None:
     """Train to the end; after each epoch `folder` holds all that `resume=True` needs to go on from there.
 
-    Raises DivergedError when the loss is not finite. A resumed run ends where the uninterrupted one would have ended.
+    Raises DivergedError when the loss is not finite, WorkError when a GPU has too little memory. A resumed run ends
+    where the uninterrupted one would have ended.
     """
     settings = training.settings
     device = training_device()
@@ -270,6 +293,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
+            plugins=[_CheckpointIO()],
             callbacks=[
                 _EpochLog(folder, validation, quiet),
                 ModelCheckpoint(
@@ -284,6 +308,11 @@ def fit(
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(training, loader, ckpt_path=last, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            raise WorkError(
+                f"the GPU has too little memory for batches of {settings.batch_size} pictures of "
+                f"{settings.image_size} px: lower batch_size or image_size, or run fewer trainings side by side"
+            ) from error
         except SystemExit:
             # Lightning's for Ctrl-C, after which it lets no other through.
             if not trainer.interrupted:

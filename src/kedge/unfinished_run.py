@@ -1,6 +1,8 @@
 """UnfinishedRun: the folder in which a training's state lies, and whether a run that goes on is the one that was begun.
 
 settings.json   what the run was asked for, and a digest of the pictures
+resume.ckpt     network, loss, optimiser and schedule after the last whole epoch
+metrics.jsonl   a line an epoch
 .lock           held while a run writes here
 """
 
@@ -16,19 +18,21 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset
-from kedge.errors import DivergedError, InputError
+from kedge.errors import DivergedError, InputError, KedgeError
 from kedge.model import Model
 
-__all__ = ["begin_run", "check_whole", "lock_run"]
+__all__ = ["RESUME_FILE", "begin_run", "check_whole", "lock_run"]
 
 SETTINGS_FILE = "settings.json"
+RESUME_FILE = "resume.ckpt"
 
 
 @contextmanager
 def begin_run(partial: Path, settings: TrainingConfig, data: str, dataset: Dataset, resume: bool) -> Iterator[None]:
     """Make the folder of the unfinished run, or check that it is this run that goes on, and keep others out of it.
 
-    A run that diverges takes the folder with it: it would diverge again, and be in the way of other settings.
+    A run that diverges takes the folder with it: it would diverge again, and be in the way of other settings. So does
+    one that fails before its first epoch: there is nothing to go on from.
     """
     asked = json.loads(json.dumps({"data": data, "pictures": _digest(dataset), **settings.model_dump()}))
     path = partial / SETTINGS_FILE
@@ -50,8 +54,9 @@ def begin_run(partial: Path, settings: TrainingConfig, data: str, dataset: Datas
     try:
         with held:
             yield
-    except DivergedError:
-        shutil.rmtree(partial, ignore_errors=True)
+    except KedgeError as error:
+        if isinstance(error, DivergedError) or not (partial / RESUME_FILE).exists():
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

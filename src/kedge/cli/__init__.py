@@ -15,7 +15,7 @@ import typer
 import kedge
 from kedge.cli import galleries, models
 from kedge.cli.options import Json, listed
-from kedge.errors import KedgeError, reason_of
+from kedge.errors import InputError, KedgeError, reason_of
 
 __all__ = ["app", "main"]
 
@@ -118,6 +118,8 @@ def info(
 def _info(target: Path) -> dict[str, Any]:
     from kedge.model import CARD
 
+    if not target.is_dir():
+        raise InputError(f"no model or gallery at {target}: `kedge train` makes the one, `kedge create` the other")
     if (target / CARD).is_file():
         return kedge.Model.load(target).info()
     with kedge.Gallery.open(target) as gallery:

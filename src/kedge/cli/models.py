@@ -35,7 +35,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; default by their number.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Pictures a step; default by their number, at most 100.")
+        int | None, typer.Option(help="Pictures a step; default by their number, at most 200.")
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Train on K pictures a class only.")] = None,
     classes: Annotated[int | None, typer.Option(help="Use the first N classes only.")] = None,
@@ -163,7 +163,7 @@ def compare(
         values["settings"] |= _settings(setting)
     if tries:
         values.setdefault("tries", {})
-    if "datasets" not in values:
+    if "datasets" not in values and not {*values} - {*Grid.model_fields}:
         raise InputError("nothing to compare on: give --data, or a TOML file with `datasets`")
     with comparison_progress() as on_row:
         found = kedge.compare(Grid.of(values), out, parallel=parallel, keep_models=not drop_models, on_row=on_row)

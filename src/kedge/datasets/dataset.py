@@ -269,7 +269,10 @@ def _draw(rows: Sequence[_Row], shots: int, seed: int) -> list[_Row]:
     drawn: set[str] = set()
     for label, contents in _contents_by_class(rows).items():
         if len(contents) < shots:
-            raise DatasetError(f"class '{label}' has {len(contents)} pictures to train on, fewer than --shots {shots}")
+            raise DatasetError(
+                f"class '{label}' has {len(contents)} pictures to train on, fewer than the {shots} shots asked for: "
+                f"ask for at most {len(contents)}, or add pictures"
+            )
         drawn.update(_shuffled(contents, seed)[:shots])
     once = {row.content: row for row in reversed(rows)}
     return [row for row in rows if row.content in drawn and once[row.content] is row]

@@ -58,7 +58,9 @@ def comparison_tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, A
 
     rows: as in `results.csv`. variants: the settings of losses by another name.
     """
-    parts = ["# Losses compared", "", EXPLAINED, "", *_failed(rows)]
+    parts = ["# Losses compared", "", EXPLAINED, ""]
+    for doubt in _doubts(rows):
+        parts += [doubt, ""]
     for table in _tables(rows, variants):
         parts += [f"## {table.heading}", "", f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns)]
         parts += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
@@ -83,14 +85,17 @@ def comparison_summary(rows: Sequence[Row]) -> str:
         parts.append(f"{group.title} ({group.seeds()}, {group.said('queries')} queries in {group.said('gallery')})")
         parts += ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
         parts.append("")
-    parts += [f"failed: {row['loss']}, seed {row['seed']}: {row['failure']}" for row in rows if row.get("failure")]
+    for row in rows:
+        if row.get("failure"):
+            place = _title(str(row["dataset"]), str(row["backbone"]), str(row["shots"]))
+            parts.append(f"failed: {row['loss']}, seed {row['seed']}, {place}: {row['failure']}")
     return "\n".join(part.rstrip() for part in parts).rstrip()
 
 
 def comparison_page(title: str, rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the same as one self-contained HTML file, with mAP against shots and against training time."""
     parts = [f"<h1>{escape(title)}</h1>", f"<p class='soft'>{escape(EXPLAINED)}</p>"]
-    parts += [f"<p class='doubt'>{escape(line)}</p>" for line in _failed(rows) if line]
+    parts += [f"<p class='doubt'>{escape(doubt)}</p>" for doubt in _doubts(rows)]
     parts.append(_plots(rows))
     for table in _tables(rows, variants):
         heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in table.columns)
@@ -105,9 +110,32 @@ def comparison_page(title: str, rows: Sequence[Row], variants: Mapping[str, Mapp
     return frame(title, "\n".join(parts))
 
 
-def _failed(rows: Sequence[Row]) -> list[str]:
+def _doubts(rows: Sequence[Row]) -> list[str]:
+    """Return what a reader should know first: cells that failed, and means over what was not trained alike."""
     failed = sum(bool(row.get("failure")) for row in rows)
-    return [f"{failed} of {len(rows)} cells failed, and why stands at the end.", ""] if failed else []
+    doubts = [f"{failed} of {len(rows)} cells failed, and why stands at the end."] if failed else []
+    for group in _groups(rows):
+        for loss, found in group.by_loss.items():
+            differ = [name for name, values in _settings_of(found).items() if not _alike(values)]
+            if differ:
+                doubts.append(
+                    f"{group.title}: the seeds of {loss} were trained with different {', '.join(differ)}, as after an "
+                    "update of Kedge: compare them anew with another --out."
+                )
+    return doubts
+
+
+def _settings_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return by name what each row was trained with; rows of before this was written down say nothing."""
+    told = [json.loads(row["settings"]) for row in rows if "settings" in row]
+    return {name: [settings.get(name) for settings in told] for name in dict.fromkeys(key for s in told for key in s)}
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    """Tell whether these are the same but for what a few pictures more or less change of decay and batches."""
+    if all(isinstance(value, int | float) for value in values):
+        return max(values) - min(values) <= 0.05 * max(values)
+    return all(value == values[0] for value in values)
 
 
 def _groups(rows: Iterable[Row]) -> list[_Group]:
@@ -116,10 +144,11 @@ def _groups(rows: Iterable[Row]) -> list[_Group]:
         if not row.get("failure"):
             place = (str(row["dataset"]), str(row["backbone"]), str(row["shots"]))
             found.setdefault(place, {}).setdefault(str(row["loss"]), []).append(row)
-    return [
-        _Group(f"{data}, {backbone}, {'all pictures' if shots == 'full' else f'{shots} shots'}", by_loss, shots)
-        for (data, backbone, shots), by_loss in found.items()
-    ]
+    return [_Group(_title(*place), by_loss, place[2]) for place, by_loss in found.items()]
+
+
+def _title(data: str, backbone: str, shots: str) -> str:
+    return f"{data}, {backbone}, {'all pictures' if shots == 'full' else f'{shots} shots'}"
 
 
 def _tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> list[_Table]:
@@ -130,7 +159,7 @@ def _tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> l
             tables += _retrieval(group, "shots_", ": gallery of the pictures trained on")
         if any("unseen_l2_map" in row for found in group.by_loss.values() for row in found):
             tables += _retrieval(group, "unseen_", ": classes never trained on")
-        tables += [_ratios(group), _cost(group)]
+        tables += [_ratios(group), _cost(group), _settings(group)]
     failed = [row for row in rows if row.get("failure")]
     if failed:
         named = ("dataset", "backbone", "loss", "shots", "seed", "failure")
@@ -255,6 +284,29 @@ def _cost(group: _Group) -> _Table:
     )
     on = f"{group.said('device')}, {group.said('threads')} thread(s)"
     return _Table(f"{group.title}: cost on {on}", columns, lines)
+
+
+def _settings(group: _Group) -> _Table:
+    """What all losses were trained with in the first row, and what each was that others were not."""
+    told = {loss: _settings_of(rows) for loss, rows in group.by_loss.items()}
+    said = {
+        loss: {name: " or ".join(dict.fromkeys(map(_plain, values))) for name, values in settings.items()}
+        for loss, settings in told.items()
+        if settings
+    }
+    shared = dict(set.intersection(*(set(own.items()) for own in said.values()))) if len(said) > 1 else {}
+    lines = [
+        ("all", {name: value for name, value in own.items() if name in shared})
+        for own in [*said.values()][:1]
+        if shared
+    ]
+    lines += [(loss, {name: value for name, value in own.items() if name not in shared}) for loss, own in said.items()]
+    texts = ((loss, ", ".join(f"{name} {value}" for name, value in own.items()) or "-") for loss, own in lines)
+    return _Table(f"{group.title}: settings", ("loss", "settings"), tuple(texts))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plots(rows: Sequence[Row]) -> str:
