@@ -1,6 +1,6 @@
 """How fast is two-stage search, and how exact? Kedge beside FAISS, usearch, hnswlib and NumPy on the same vectors.
 
-    python benchmarks/search.py --sets 50000x512/100 300000x256/1000 1000000x128/1000 --plot search.svg
+    python benchmarks/search.py --sets 50000x512/100 300000x256/1000 1000000x128/1000
     python benchmarks/search.py --real tiny20=vectors.npz       # arrays: queries, gallery, anchors
 
 A set is pictures x dimensions / classes: unit anchors at random, noise 0.03 a dimension, seeded. Needs `.[bench]`.
@@ -13,7 +13,6 @@ import os
 import time
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 
 K = 100
 
@@ -26,7 +25,6 @@ def parse():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--graphs", action="store_true", help="measure the graph indexes too: minutes to build")
-    parser.add_argument("--plot", type=Path)
     return parser.parse_args()
 
 
@@ -203,36 +201,19 @@ def measure(name, queries, gallery, anchors):
             f"| {1e6 * batch:,.1f} | {exhaustive['batch'] / batch:.1f} | {shares} |",
             flush=True,
         )
-    return rows
-
-
-def plot(measured, path):
-    """Draw queries per second (in a batch) against recall@100, a panel a set."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * len(measured), 4), layout="constrained")
-    panels = figure.subplots(1, len(measured), squeeze=False)[0]
-    for axes, (name, rows) in zip(panels, measured.items(), strict=True):
-        for engine in dict.fromkeys(row[0] for row in rows):
-            own = [row for row in rows if row[0] == engine]
-            axes.plot([row[2] for row in own], [1 / row[4] for row in own], "o-", label=engine, markersize=4)
-        axes.set(title=name, xlabel="recall@100", ylabel="queries a second, in a batch", yscale="log")
-    panels[0].legend(fontsize=8)
-    figure.savefig(path)
 
 
 def main():
     faiss.omp_set_num_threads(OPTIONS.threads)
     versions = ", ".join(f"{name} {version(name)}" for name in ("kedge", "numpy", "faiss-cpu", "hnswlib", "usearch"))
     print(f"{date.today()}, {versions}; {OPTIONS.threads} thread{'s' * (OPTIONS.threads > 1)}, k = {K}.")
-    measured = {name: measure(name, *synthetic(name, OPTIONS.queries)) for name in OPTIONS.sets}
+    for name in OPTIONS.sets:
+        measure(name, *synthetic(name, OPTIONS.queries))
     for said in OPTIONS.real:
         name, _, path = said.partition("=")
         stored = np.load(path)
         parts = [np.ascontiguousarray(stored[part], dtype=np.float32) for part in ("queries", "gallery", "anchors")]
-        measured[name] = measure(name, *parts)
-    if OPTIONS.plot:
-        plot(measured, OPTIONS.plot)
+        measure(name, *parts)
 
 
 if __name__ == "__main__":

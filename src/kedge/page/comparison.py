@@ -324,14 +324,14 @@ def _plots(rows: Sequence[Row]) -> str:
             by_place.setdefault(place, {}).setdefault(loss, {})[group.shots] = spread
         figures.append(
             (
-                f"mAP by the own distance against training time: {group.title}",
+                f"mAP by each model's own distance against training time: {group.title}",
                 plots.metric_by_time(points, losses, f"time{number}"),
             )
         )
     for number, (place, curves) in enumerate(by_place.items()):
         if any(len(curve) > 1 for curve in curves.values()):
             drawn = plots.metric_by_shots(curves, losses, f"shots{number}")
-            figures.insert(number, (f"mAP by the own distance against shots: {place}", drawn))
+            figures.insert(number, (f"mAP by each model's own distance against shots: {place}", drawn))
     drawn = "".join(
         f"<figure class='card'><figcaption><b>{escape(heading)}</b></figcaption>"
         f"<div role='img' aria-label='{escape(heading)}'>{svg}</div></figure>"
