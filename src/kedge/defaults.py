@@ -82,9 +82,9 @@ def resolve(
     if together and (config.batch_size or open_settings["batch_size"]) >= together * classes:
         open_settings["together"] = 1  # a batch holds as many of each class by chance
     recipe.check(config.model_dump(exclude_none=True))
-    shown = next((name for name in ("flip", "brightness") if getattr(config, name) is not None), None)
-    if config.freeze_backbone and shown:
-        raise ConfigError(f"a frozen backbone is shown each picture once, as it is: leave {shown} out")
+    for name in ("flip", "brightness"):
+        if config.freeze_backbone and getattr(config, name) is not None:
+            raise ConfigError(f"a frozen backbone is shown each picture once, as it is: leave {name} out")
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
         raise ConfigError("the loss none takes the backbone as it is: leave features and freeze_backbone out")
     if recipe.build is None and config.head == "linear":

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -64,8 +64,11 @@ class Runner:
                 stopped.set()
                 for future in futures:
                     future.cancel()
-                for process in list(running):
-                    process.kill()
+                # Until none is left: one may be starting just now.
+                while not all(future.done() for future in futures):
+                    for process in list(running):
+                        process.kill()
+                    wait(futures, timeout=0.1)
                 raise
 
     def _one(self, told: list[Row], places: list[int], running: set[subprocess.Popen[str]]) -> Iterator[Row]:
