@@ -32,6 +32,8 @@ class _Table:
     heading: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    words: bool = False
+    """Its cells are words, not numbers: they stand at the left and take as many lines as they need."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def comparison_page(title: str, rows: Sequence[Row], variants: Mapping[str, Mapp
             f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
             for row in table.rows
         )
+        place, kind = ("scroll card", " class='settings'") if table.words else ("scroll wide card", "")
         parts.append(
-            f"<h2>{escape(table.heading)}</h2><div class='scroll wide card'><table><thead><tr>{heads}</tr></thead>"
+            f"<h2>{escape(table.heading)}</h2><div class='{place}'><table{kind}><thead><tr>{heads}</tr></thead>"
             f"<tbody>{lines}</tbody></table></div>"
         )
     return frame(title, "\n".join(parts))
@@ -164,11 +167,11 @@ def _tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> l
     if failed:
         named = ("dataset", "backbone", "loss", "shots", "seed", "failure")
         cells = tuple(tuple(str(row[name]) for name in named) for row in failed)
-        tables.append(_Table("Cells that failed", ("data set", *named[1:-1], "reason"), cells))
+        tables.append(_Table("Cells that failed", ("data set", *named[1:-1], "reason"), cells, words=True))
     chosen = {row["loss"]: json.loads(row["tried"]) for row in rows if row.get("tried", "{}") != "{}"}
     for heading, settings in (("Settings chosen on validation pictures", chosen), ("Variants", variants)):
         said = tuple((loss, json.dumps(dict(given))) for loss, given in settings.items())
-        tables.append(_Table(heading, ("loss", "settings"), said))
+        tables.append(_Table(heading, ("loss", "settings"), said, words=True))
     return [table for table in tables if table.rows]
 
 
@@ -302,7 +305,7 @@ def _settings(group: _Group) -> _Table:
     ]
     lines += [(loss, {name: value for name, value in own.items() if name not in shared}) for loss, own in said.items()]
     texts = ((loss, ", ".join(f"{name} {value}" for name, value in own.items()) or "-") for loss, own in lines)
-    return _Table(f"{group.title}: settings", ("loss", "settings"), tuple(texts))
+    return _Table(f"{group.title}: settings", ("loss", "settings"), tuple(texts), words=True)
 
 
 def _plain(value: Any) -> str:

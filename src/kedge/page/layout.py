@@ -37,7 +37,7 @@ th:first-child, td:first-child { text-align:left } thead th { color:var(--soft);
 tr.group th { text-align:left; padding-top:18px; color:var(--ink); font-weight:620; white-space:normal }
 tr.group span { display:block; position:sticky; left:10px; max-width:calc(100vw - 84px) }
 tbody th { font-weight:400 } .named th { white-space:normal; overflow-wrap:anywhere } tr.own > * { background:var(--tint) }
-table.settings td { text-align:left; white-space:normal; overflow-wrap:anywhere }
+table.settings td, table.settings thead th { text-align:left; white-space:normal; overflow-wrap:anywhere }
 .plots { display:grid; grid-template-columns:repeat(6, 1fr); gap:16px } .plots > * { grid-column:span 3; min-width:0 }
 .plots > .third { grid-column:span 2 }
 .plots figure { margin:0; display:flex; flex-direction:column; justify-content:space-between } .plots figcaption { margin:0 0 8px } .plots figcaption b { font-size:.95rem } .plots figcaption .soft { font-size:.85rem }
