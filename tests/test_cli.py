@@ -81,6 +81,8 @@ def test_info_of_both_kinds(place):
         assert said["kind"] == kind
     assert said["pictures"] == 24
     assert "24" in kedge("info", place / "gallery").stdout
+    scores = json.loads((place / "model" / "kedge.json").read_text())["scores"]["test"]
+    assert f"R@1 {100 * scores['recall_at_1']:.1f} %" in kedge("info", place / "model").stdout
 
 
 def test_evaluate_json(place):

@@ -14,7 +14,7 @@ import typer
 
 import kedge
 from kedge.cli import galleries, models
-from kedge.cli.options import Json, listed
+from kedge.cli.options import Json, listed, scored
 from kedge.errors import InputError, KedgeError, reason_of
 
 __all__ = ["app", "main"]
@@ -110,7 +110,7 @@ def info(
     if json_:
         print(json.dumps(said))
         return
-    scores = {f"{split} scores": figures for split, figures in said.pop("scores", {}).items()}
+    scores = {f"{split} scores": scored(figures) for split, figures in said.pop("scores", {}).items()}
     for name, value in (said | scores).items():
         print(f"{name:<17} {listed(value)}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 import kedge
-from kedge.cli.options import Expand, Json, Runtime, listed
+from kedge.cli.options import Expand, Json, Runtime, scored
 from kedge.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def train(
     print(f"model   {model.folder}")
     print(f"report  {model.folder / 'report.html'}")
     for split, figures in model.card.scores.items():
-        print(f"{split:<11} {listed(figures)}")
+        print(f"{split:<11} {scored(figures)}")
 
 
 @commands.command()
