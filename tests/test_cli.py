@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kedge.cli import main
+from kedge.cli.options import scored
 from tests.models import make_model
 from tests.pictures import draw_classes
 
@@ -81,8 +82,7 @@ def test_info_of_both_kinds(place):
         assert said["kind"] == kind
     assert said["pictures"] == 24
     assert "24" in kedge("info", place / "gallery").stdout
-    scores = json.loads((place / "model" / "kedge.json").read_text())["scores"]["test"]
-    assert f"R@1 {100 * scores['recall_at_1']:.1f} %" in kedge("info", place / "model").stdout
+    assert scored({"map_l2": 0.98452, "recall_at_1": 1.0}) == "mAP (L2) 98.5 %, R@1 100.0 %"
 
 
 def test_evaluate_json(place):
