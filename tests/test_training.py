@@ -686,6 +686,25 @@ def test_a_state_is_replaced_whole(tmp_path, monkeypatch):
     assert torch.load(state, weights_only=True) == {"epoch": 1}
 
 
+def test_an_interrupt_while_a_state_is_written_is_an_interrupt(tmp_path):
+    """In a process of its own: torch would abort it."""
+    program = f"""
+import random, signal, torch
+from kedge.training_loop import _CheckpointIO
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for _ in range(100):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0002, 0.01))
+        _CheckpointIO().save_checkpoint({{"weights": [torch.zeros(20_000)] * 60}}, {str(tmp_path / "resume.ckpt")!r})
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_gpu_too_small_is_told_with_the_remedy(photos, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,5 +1,6 @@
 """The training loop: what a step computes, how the rates go, what is logged and kept after each epoch."""
 
+import io
 import json
 import logging
 import math
@@ -235,9 +236,12 @@ class _CheckpointIO(TorchCheckpointIO):
     """Checkpoints replaced in one step, in their own folder: Lightning's go by the system's, be it another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+        # In memory first: torch aborts when Ctrl-C closes the file that it writes to.
+        whole = io.BytesIO()
+        torch.save(checkpoint, whole)
         new = Path(path).with_suffix(".new")
         with new.open("wb") as file:
-            torch.save(checkpoint, file)
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

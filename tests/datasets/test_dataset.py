@@ -169,7 +169,7 @@ def test_shots_are_drawn_from_train_and_the_gallery_stays_whole(photos):
     assert len(dataset.gallery) == 48
     assert set(dataset.train.hashes) <= set(dataset.gallery.hashes)
     assert not set(dataset.train.hashes) & set(dataset.validation.hashes)
-    with pytest.raises(DatasetError, match=r"ant.*--shots 15"):
+    with pytest.raises(DatasetError, match=r"ant.* the 15 shots asked for: ask for at most 14"):
         load_dataset(photos, shots=15)
 
 
