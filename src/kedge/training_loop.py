@@ -235,7 +235,12 @@ class _EpochLog(Callback):
 class _CheckpointIO(TorchCheckpointIO):
     """Checkpoints replaced in one step, in their own folder: Lightning's go by the system's, be it another disk."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: Any,
+        storage_options: Any = None,  # noqa: ARG002  # Lightning gives it by this name
+    ) -> None:
         # In memory first: torch aborts when Ctrl-C closes the file that it writes to.
         whole = io.BytesIO()
         torch.save(checkpoint, whole)

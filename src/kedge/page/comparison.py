@@ -129,7 +129,7 @@ def _doubts(rows: Sequence[Row]) -> list[str]:
 
 
 def _settings_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return by name what each row was trained with; rows of before this was written down say nothing."""
+    """Return by name what each row was trained with; rows of earlier versions do not say it."""
     told = [json.loads(row["settings"]) for row in rows if "settings" in row]
     return {name: [settings.get(name) for settings in told] for name in dict.fromkeys(key for s in told for key in s)}
 
@@ -137,7 +137,7 @@ def _settings_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
 def _alike(values: Sequence[Any]) -> bool:
     """Tell whether these are the same but for what a few pictures more or less change of decay and batches."""
     if all(isinstance(value, int | float) for value in values):
-        return max(values) - min(values) <= 0.05 * max(values)
+        return max(values) - min(values) <= 0.1 * max(values)
     return all(value == values[0] for value in values)
 
 
@@ -297,12 +297,9 @@ def _settings(group: _Group) -> _Table:
         for loss, settings in told.items()
         if settings
     }
-    shared = dict(set.intersection(*(set(own.items()) for own in said.values()))) if len(said) > 1 else {}
-    lines = [
-        ("all", {name: value for name, value in own.items() if name in shared})
-        for own in [*said.values()][:1]
-        if shared
-    ]
+    first, *others = said.values() or [{}]
+    shared = {name: value for name, value in first.items() if others and all(own.get(name) == value for own in others)}
+    lines = [("all", shared)] if shared else []
     lines += [(loss, {name: value for name, value in own.items() if name not in shared}) for loss, own in said.items()]
     texts = ((loss, ", ".join(f"{name} {value}" for name, value in own.items()) or "-") for loss, own in lines)
     return _Table(f"{group.title}: settings", ("loss", "settings"), tuple(texts), words=True)
