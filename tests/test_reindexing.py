@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from kedge.anchors import Anchors
 from kedge.errors import GalleryError, InputError
 from kedge.gallery import Gallery
 from kedge.gallery_folder import MODEL, TABLE, GalleryFolder
-from kedge.model import Model
+from kedge.model import ANCHORS, Model
 from tests.models import make_model
 from tests.pictures import draw_classes
 
@@ -145,6 +147,70 @@ def test_a_table_that_nobody_swept_away_takes_no_more_pictures(setting, monkeypa
     gallery.reindex(new)
     with pytest.raises(GalleryError, match="went over to another model"):
         other.add_vectors([[1.0] + [0.0] * (other.model.card.dim - 1)], ids=["late"])
+
+
+def test_the_model_of_a_gallery_in_another_precision_has_taken_over_already(setting):
+    """The gallery's copy has another fingerprint than the model it was made of, from the start and later."""
+    folder, _, _ = setting
+    moved = move_anchors(folder / "old", folder / "moved")
+    with Gallery.create(folder / "halved", folder / "old", precision="bfloat16") as gallery:
+        gallery.add_vectors(gallery.model.search_anchors.vectors, ids=CLASSES)
+        for model, has_it in ((folder / "old", True), (moved, False), (moved, True), (folder / "old", False)):
+            if has_it:
+                with pytest.raises(InputError, match="already"):
+                    gallery.reindex(model)
+            else:
+                gallery.reindex(model)
+            parts = {path.name for path in gallery.folder.glob("model-*")}
+            assert parts == {gallery._folder.part} - {"."}
+            assert gallery.count() == 3
+            assert gallery.check() == []
+
+
+def move_anchors(model, folder):
+    """A copy of a model whose anchors have moved a little: it encodes alike."""
+    copy = Model.load(model)
+    copy.copy_to(folder)
+    Anchors(copy.anchors.names, copy.anchors.vectors + np.float32(0.01)).save(folder / ANCHORS)
+    return folder
+
+
+def test_what_else_lies_in_a_gallery_is_left_alone(setting):
+    folder, gallery, new = setting
+    own = folder / "gallery" / "model-v2"
+    new.copy_to(own)
+    (folder / "gallery" / "model-notes.txt").write_text("mine")
+    gallery.reindex(own)
+    gallery.compact()
+    assert Model.load(own).fingerprint == new.fingerprint
+    assert (folder / "gallery" / "model-notes.txt").read_text() == "mine"
+    assert gallery.count() == 60
+
+
+def test_a_gallery_opened_while_a_model_takes_over_is_the_new_one(setting, monkeypatch):
+    folder, gallery, new = setting
+    load, done = Model.load, []
+
+    def late(place):
+        if not done:
+            done.append(place)
+            gallery.reindex(new)
+        return load(place)
+
+    monkeypatch.setattr(Model, "load", late)
+    with Gallery.open(folder / "gallery") as opened:
+        assert done
+        assert opened.model.fingerprint == new.fingerprint
+        assert opened.count() == 60
+
+
+def test_what_is_read_late_of_a_gallery_that_went_over_says_so(setting):
+    folder, gallery, new = setting
+    other, found = Gallery.open(folder / "gallery"), GalleryFolder.open(folder / "gallery")
+    gallery.reindex(new)
+    for use in (found.open_table, lambda: other.encoder, lambda: Gallery(found)):
+        with pytest.raises(GalleryError, match="went over to another model meanwhile: open it again"):
+            use()
 
 
 def test_one_reindexes_at_a_time(setting):

@@ -19,7 +19,7 @@ from kedge.checksums import Checksums, Damage
 from kedge.disk_search import DiskIndex
 from kedge.duplicates import DuplicateGroup, alike_to_the_eye, duplicate_groups
 from kedge.encoder import Encoder
-from kedge.errors import GalleryError, InputError, WorkError
+from kedge.errors import GalleryError, InputError, ModelError, WorkError
 from kedge.export_gallery import ExportFormat, export_rows
 from kedge.gallery_folder import FORMAT_VERSION, TABLE, GalleryFolder
 from kedge.hits import Found, Hit, SearchResult
@@ -113,7 +113,11 @@ class Gallery:
     def encoder(self) -> Encoder:
         """The encoder of the gallery's model."""
         if self._encoder is None:
-            self._encoder = Encoder(self.model, runtime=self._runtime)
+            try:
+                self._encoder = Encoder(self.model, runtime=self._runtime)
+            except ModelError:
+                self._folder.check_current()
+                raise
         return self._encoder
 
     # Writing

@@ -12,6 +12,7 @@ its own, all in a folder of their own, and takes over when gallery.json is repla
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ __all__ = ["CARD", "FORMAT_VERSION", "MODEL", "TABLE", "GalleryFolder"]
 FORMAT_VERSION = 1
 CARD, MODEL, TABLE = "gallery.json", "model", "pictures.lance"
 WRITING, REINDEXING = ".writing", ".reindexing"
+# The folders that are made for a new model, and what they are called on the way: whatever else lies here is the user's.
+_OF_MODELS = re.compile(r"model-[0-9a-f]{16}|\.model-([0-9a-f]{16}\.)?[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ class GalleryFolder:
         if not root.is_dir():
             raise GalleryError(f"no gallery at {root}: make one with `kedge create {root} --model MODEL`")
         fingerprint, part = _read_card(root)
+        try:
+            return cls(root, part, cls._read_model(root, part, fingerprint))
+        except GalleryError:
+            if _read_card(root)[1] == part:
+                raise
+        return cls.open(root)  # another model has taken over since the card was read
+
+    @staticmethod
+    def _read_model(root: Path, part: str, fingerprint: str) -> Model:
         missing = [name for name in (MODEL, TABLE) if not (root / part / name).exists()]
         if missing:
             raise _not_whole(root, missing)
@@ -87,13 +99,17 @@ class GalleryFolder:
                 f"{root} was made with model {fingerprint}, {place} holds {found}: copy the first one back, "
                 f"or create a new gallery with the other and add the pictures again"
             )
-        return cls(root, part, model)
+        return model
 
     def open_table(self, part: str | None = None, *, cache_bytes: int | None = None) -> PicturesTable:
         """Open the gallery's table, or that of a new model in another folder."""
         place = self.root / (part or self.part) / TABLE
         check = self.check_current if part is None else _nothing
-        return PicturesTable.open(place, lock=self.root / WRITING, check=check, cache_bytes=cache_bytes)
+        try:
+            return PicturesTable.open(place, lock=self.root / WRITING, check=check, cache_bytes=cache_bytes)
+        except GalleryError:
+            check()
+            raise
 
     def check_current(self) -> None:
         """Raise GalleryError when another model has taken over."""
@@ -131,7 +147,7 @@ class GalleryFolder:
             if self.part != "." and path.name == CHECKSUMS:
                 path.unlink(missing_ok=True)
             replaced = path.name in (MODEL, TABLE) and self.part != "."
-            if replaced or (path.name.lstrip(".").startswith("model-") and path.name != self.part):
+            if replaced or (_OF_MODELS.fullmatch(path.name) and path.name != self.part):
                 # What a kill leaves of it must not be taken for a whole one.
                 with suppress(OSError):
                     path = path.rename(self.root / f".model-{uuid4().hex[:8]}")

@@ -38,11 +38,14 @@ def reindex(
     InputError is raised and the gallery stays as it is, unless `drop_missing`. GalleryError while another process does
     the same.
     """
-    if model.fingerprint == folder.model.fingerprint:
-        raise InputError(f"the gallery is made with model {model.fingerprint} already: nothing to do")
     with folder.reindexing():
         part = folder.prepare(model)
-        new, fresh = folder.open_table(part), Model.load(folder.root / part / MODEL)
+        fresh = Model.load(folder.root / part / MODEL)
+        # The gallery's own copy may work in another precision than the model it was made of: copies are compared.
+        if fresh.fingerprint == folder.model.fingerprint:
+            folder.sweep()
+            raise InputError(f"the gallery is made with model {model.fingerprint} already: nothing to do")
+        new = folder.open_table(part)
         while True:
             table.refresh()
             version = table.version
