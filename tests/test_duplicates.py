@@ -96,12 +96,29 @@ def test_pictures_that_look_unlike_are_no_duplicates():
         Image.new("RGB", (size, size), colour).save(buffer, "JPEG", quality=quality)
         return buffer.getvalue()
 
-    group = duplicates.DuplicateGroup("near", ("a", "b", "c", "d"), (None,) * 4, ("x",) * 4, 0.1)
-    shown = {"a": jpeg("red"), "b": jpeg("green"), "c": jpeg((250, 5, 5), size=200, quality=30)}
-    (kept,) = duplicates.alike_to_the_eye([group], shown)
-    assert kept.ids == ("a", "c", "d")  # d came as a vector
-    assert len(kept.paths) == len(kept.labels) == 3
-    assert duplicates.alike_to_the_eye([group], {"a": jpeg("red"), **dict.fromkeys("bcd", jpeg("blue"))}) == []
+    def found(**shown):
+        names, vectors = list("abcd"), np.zeros((4, 2), np.float32)
+        asked = []
+
+        def thumbnails(ids):
+            asked.extend(ids)
+            return {key: shown[key] for key in ids if key in shown}
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(duplicates, "LOOKED_AT", 3)
+            groups = duplicate_groups(
+                names, names, names, ["1", "2", "3", "4"], [7] * 4, vectors, bits=2, distance=0.0, thumbnails=thumbnails
+            )
+        assert asked == names
+        return [group.ids for group in groups]
+
+    again = jpeg((250, 5, 5), size=200, quality=30)
+    assert found(a=jpeg("red"), b=jpeg("green"), c=again) == [("a", "c", "d")]  # d came as a vector
+    assert found(b=jpeg("green"), c=again) == [("a", "b", "c", "d")]
+    # What looks unlike the first may be alike.
+    assert found(a=jpeg("red"), b=jpeg("blue"), c=again, d=jpeg("blue")) == [("a", "c"), ("b", "d")]
+    assert found(a=jpeg("red"), **dict.fromkeys("bcd", jpeg("blue"))) == [("b", "c", "d")]
+    assert found(a=jpeg("red"), b=jpeg("blue"), c=jpeg("green"), d=jpeg("white")) == []
 
 
 def test_memory_does_not_grow_with_the_pairs_of_one_hash():

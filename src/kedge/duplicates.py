@@ -1,13 +1,13 @@
-"""Duplicates: pictures of a gallery that show the same, found by perceptual hash and embedding.
+"""Duplicates: pictures of a gallery that show the same, found by perceptual hash, embedding and a look at them.
 
 Two 64-bit hashes that differ in at most b bits agree in one of b + 1 parts of theirs (pigeonhole), so that only hashes
 with an equal part are compared (multi-index hashing: Norouzi, Punjani and Fleet, CVPR 2012).
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import compress, pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 
 from kedge.errors import InputError
 
-__all__ = ["MOST_BITS", "DuplicateGroup", "alike_to_the_eye", "duplicate_groups", "near_pairs"]
+__all__ = ["MOST_BITS", "DuplicateGroup", "duplicate_groups", "near_pairs"]
 
 Rows = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
@@ -26,6 +26,8 @@ _BLOCK = 1 << 21
 # Mean difference of two pictures of SEEN x SEEN pixels, of 255. A picture saved again in another size or format was
 # within 6 of itself; others of its class whose hashes are near by chance were 40 and more apart.
 SEEN, MOST_APART = 16, 20.0
+# So many thumbnails are held at once.
+LOOKED_AT = 4096
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ def _pairs_within(order: Rows, starts: Rows, sizes: Rows) -> Iterator[Pairs]:
         start = stop
 
 
+def _nothing_shown(_: Sequence[str]) -> Mapping[str, bytes]:
+    return {}
+
+
 def duplicate_groups(
     ids: Sequence[str],
     paths: Sequence[str | None],
@@ -92,11 +98,14 @@ def duplicate_groups(
     *,
     bits: int,
     distance: float,
+    thumbnails: Callable[[Sequence[str]], Mapping[str, bytes]] = _nothing_shown,
 ) -> list[DuplicateGroup]:
     """Return the groups of rows that duplicate each other, the largest first.
 
-    Each row of a group duplicates its first: their contents are equal, or their hashes differ in at most `bits` bits
-    and their embeddings, (n, d), lie within `distance`; a row without a hash only by its content.
+    Each row of a group duplicates its first: their contents are equal, or their hashes differ in at most `bits` bits,
+    their embeddings, (n, d), lie within `distance`, and they look alike. A row without a hash is one only by its
+    content. `thumbnails` returns JPEGs by id, where there are any: hashes are of greys and embeddings of classes, so
+    that pictures of a class may be near by both and show other things.
     """
     if not distance >= 0:
         raise InputError(f"the largest distance is a number from 0, not {distance!r}")
@@ -124,14 +133,16 @@ def duplicate_groups(
     order = np.argsort(component, kind="stable")
     sizes = np.bincount(component)
     ends = np.cumsum(sizes)
+    hanging = [order[ends[number] - sizes[number] : ends[number]] for number in np.flatnonzero(sizes > 1)]
+    look = _Look(ids, np.concatenate([np.zeros(0, np.int64), *hanging]), thumbnails)
     groups = []
-    for number in np.flatnonzero(sizes > 1):
-        rest = order[ends[number] - sizes[number] : ends[number]]
-        # Chains of near pairs can lead far from where they begin.
+    for rest in hanging:
+        # Chains of near pairs can lead far from where they begin: what is left may be a group of its own.
         while len(rest) > 1:
             apart = _distances(vectors, np.column_stack([np.full(len(rest), rest[0]), rest]))
             equal = np.asarray([contents[row] == contents[rest[0]] for row in rest], dtype=np.bool_)
             own = equal | (_near(hashes, rest, bits) & (apart <= distance))
+            own[own] = equal[own] | look.alike(rest[own])
             rows, far, rest = rest[own], apart[own].max(), rest[~own]
             if len(rows) > 1:
                 groups.append(
@@ -146,34 +157,38 @@ def duplicate_groups(
     return sorted(groups, key=lambda group: -len(group.ids))
 
 
-def alike_to_the_eye(groups: Sequence[DuplicateGroup], thumbnails: Mapping[str, bytes]) -> list[DuplicateGroup]:
-    """Return the groups without the pictures that look unlike their first, by thumbnails (JPEG) by id.
+class _Look:
+    """What rows look like, by their thumbnails."""
 
-    Hashes are of greys and embeddings of classes: pictures of a class may be near by both and show other things. What
-    has no thumbnail, or is of equal content, stays.
-    """
-    kept = []
-    for group in groups:
-        first = thumbnails.get(group.ids[0])
-        if group.kind == "near" and first is not None:
-            seen = _seen(first)
-            shown = (thumbnails.get(key) for key in group.ids)
-            alike = [jpeg is None or float(np.abs(_seen(jpeg) - seen).mean()) <= MOST_APART for jpeg in shown]
-            group = replace(
-                group,
-                ids=tuple(compress(group.ids, alike)),
-                paths=tuple(compress(group.paths, alike)),
-                labels=tuple(compress(group.labels, alike)),
-            )
-        if len(group.ids) > 1:
-            kept.append(group)
-    return sorted(kept, key=lambda group: -len(group.ids))
+    def __init__(
+        self, ids: Sequence[str], rows: Rows, thumbnails: Callable[[Sequence[str]], Mapping[str, bytes]]
+    ) -> None:
+        self._place: dict[int, int] = {}
+        seen: list[npt.NDArray[np.uint8]] = []
+        for start in range(0, len(rows), LOOKED_AT):
+            part = rows[start : start + LOOKED_AT].tolist()
+            shown = thumbnails([ids[row] for row in part])
+            for row in part:
+                if ids[row] in shown:
+                    self._place[row] = len(seen)
+                    seen.append(_small(shown[ids[row]]))
+        self._seen = np.stack(seen) if seen else np.zeros((0, SEEN, SEEN, 3), dtype=np.uint8)
+
+    def alike(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Tell which rows look like the first; those without a thumbnail do, and all do where it has none."""
+        alike = np.ones(len(rows), dtype=np.bool_)
+        places = np.asarray([self._place.get(row, -1) for row in rows.tolist()])
+        there = places >= 0
+        if there[0]:
+            apart = np.abs(self._seen[places[there]].astype(np.int16) - self._seen[places[0]])
+            alike[there] = apart.mean(axis=(1, 2, 3)) <= MOST_APART
+        return alike
 
 
-def _seen(jpeg: bytes) -> npt.NDArray[np.float32]:
+def _small(jpeg: bytes) -> npt.NDArray[np.uint8]:
     with Image.open(io.BytesIO(jpeg)) as picture:
         small = picture.convert("RGB").resize((SEEN, SEEN), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32)
+    return np.asarray(small, dtype=np.uint8)
 
 
 class _Joined:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from kedge.calibration import nearest_anchor_distances
 from kedge.checksums import Checksums, Damage
 from kedge.disk_search import DiskIndex
-from kedge.duplicates import DuplicateGroup, alike_to_the_eye, duplicate_groups
+from kedge.duplicates import DuplicateGroup, duplicate_groups
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, ModelError, WorkError
 from kedge.export_gallery import ExportFormat, export_rows
@@ -418,7 +418,7 @@ class Gallery:
         if not len(rows):
             return []
         vectors = np.concatenate(list(self._table.embeddings()))
-        groups = duplicate_groups(
+        return duplicate_groups(
             rows["id"].to_pylist(),
             rows["path"].to_pylist(),
             rows["label"].to_pylist(),
@@ -427,9 +427,8 @@ class Gallery:
             vectors,
             bits=bits,
             distance=float(np.median(rows["rho"].to_numpy())) / 2 if distance is None else distance,
+            thumbnails=self.thumbnails,
         )
-        near = [key for group in groups if group.kind == "near" for key in group.ids]
-        return alike_to_the_eye(groups, self.thumbnails(near))
 
     def export(self, path: str | Path, to: ExportFormat) -> int:
         """Write all vectors, and what is said of them, to a file that is not there yet; return how many.
