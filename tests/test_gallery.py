@@ -308,6 +308,13 @@ def test_more_may_be_asked_for_than_there_is(gallery, options):
         (["photos", "broken.parquet"], {}, "cannot be read as Parquet"),
         (["photos", "lists.parquet"], {}, "the column 'label' holds list"),
         (["photos", "short.parquet"], {}, r"embeddings of shape \(n, 16\)"),
+        (["years.parquet", "names.parquet"], {}, "the column 'year' holds values of type int64, some given are not"),
+        (["years.parquet", "photos"], {"metadata": {"YEAR": 1}}, "the column 'year' is there already"),
+        (["twice.csv"], {}, "the column 'Year' is there already"),
+        (["photos"], {"metadata": {"number": 2**70}}, "'number' holds a whole number of more than 64 bits"),
+        (["photos", ""], {}, "one of the paths is empty"),
+        (["folder.parquet"], {}, "is a folder: name the Parquet files"),
+        (["crops.parquet"], {}, "the path 'a.png' is given with different embeddings"),
     ],
 )
 def test_a_wrong_add_changes_nothing(gallery, tmp_path, monkeypatch, arguments, options, message):
@@ -318,12 +325,73 @@ def test_a_wrong_add_changes_nothing(gallery, tmp_path, monkeypatch, arguments, 
     (tmp_path / "broken.parquet").write_bytes(b"no table")
     pq.write_table(pa.table({"embedding": [[1.0, 0.0]]}), tmp_path / "short.parquet")
     pq.write_table(pa.table({"embedding": [[1.0] + [0.0] * 15], "label": [["a"]]}), tmp_path / "lists.parquet")
+    vectors = list(unit_vectors(2))
+    for name, year in (("years", [1, 2]), ("names", ["one", "two"])):
+        pq.write_table(pa.table({"embedding": vectors, "year": year}), tmp_path / f"{name}.parquet")
+    (tmp_path / "twice.csv").write_text("path,Year,year\nphotos/red/0.png,1,2\n")
+    (tmp_path / "folder.parquet").mkdir()
+    pq.write_table(pa.table({"embedding": vectors, "path": ["a.png"] * 2}), tmp_path / "crops.parquet")
     monkeypatch.chdir(tmp_path)
     version = gallery._table.version
     with pytest.raises(InputError, match=message):
         gallery.add(*arguments, **options)
     gallery._table.refresh()
     assert gallery._table.version == version
+
+
+def test_what_is_not_a_number_says_nothing(gallery):
+    for _ in range(2):
+        report = gallery.add_vectors(unit_vectors(3), metadata={"year": [1.5, float("nan"), 2.0]})
+    assert counts(report) == (0, 0, 3, 0)
+    assert gallery.count("year IS NULL") == 1
+    assert gallery.add_vectors(unit_vectors(3), metadata={"year": np.float16([2.5, np.nan, np.nan])}).updated == 1
+    assert sorted(row["year"] or 0 for row in rows(gallery, "year")) == [0, 2.0, 2.5]
+
+
+def test_a_file_named_again_by_its_folder_has_its_label(gallery, photos):
+    assert gallery.add(photos / "red" / "0.png", photos).added == 12
+    assert gallery.count("label IS NULL") == 0
+
+
+def test_one_wrong_line_of_a_list_is_left_out_and_named(gallery, photos, tmp_path):
+    (tmp_path / "list.csv").write_text(f"path\nhtp://host/a.jpg\na\0b.png\n{photos / 'red' / '0.png'}\n")
+    report = gallery.add(tmp_path / "list.csv")
+    assert counts(report) == (1, 0, 0, 2)
+    assert str(report.failed[0]).startswith("htp://host/a.jpg: cannot be opened")
+
+
+def test_vectors_of_an_export_become_the_pictures_they_are_of(gallery, model, photos, tmp_path):
+    gallery.add(photos)
+    gallery.export(tmp_path / "vectors.parquet", "parquet")
+    with Gallery.create(tmp_path / "second", model) as second:
+        second.add(tmp_path / "vectors.parquet")
+        assert second.thumbnails([row["id"] for row in rows(second, "id")]) == {}
+        assert counts(second.add(photos)) == (0, 12, 0, 0)
+        told = ("id", "path", "label", "width", "height", "thumbnail", "perceptual_hash", "content_hash", "file_size")
+        by_id = [sorted(rows(one, *told), key=lambda row: row["id"]) for one in (gallery, second)]
+        assert by_id[0] == by_id[1]
+        assert counts(second.add(photos)) == (0, 0, 12, 0)
+        assert second.reindex(make_model(tmp_path / "new", classes=CLASSES, seed=1)).added == 12
+
+
+def test_what_is_removed_while_it_is_added_again_stays_removed(gallery, photos, tmp_path, monkeypatch):
+    gallery.add(photos / "red")
+    known = {row["path"]: row["id"] for row in rows(gallery, "id", "path")}
+    relabelled = tmp_path / "list.csv"
+    lines = [f"{path},green" for path in known] + [f"{photos / 'blue' / '0.png'},blue"]
+    relabelled.write_text("\n".join(["path,label", *lines]))
+    with Gallery.open(gallery.folder) as other:
+        insert = type(gallery._table).insert
+
+        def late(table, columns):
+            other.remove([known[str(photos / "red" / "0.png")]])
+            return insert(table, columns)
+
+        monkeypatch.setattr(type(gallery._table), "insert", late)
+        report = gallery.add(relabelled)
+    assert (report.added, report.updated) == (1, 3)
+    assert gallery.count("label = 'green'") == 3
+    assert gallery.count() == 4
 
 
 def test_a_list_in_parquet_says_what_one_in_csv_does(gallery, tmp_path):
@@ -471,8 +539,10 @@ def test_a_wrong_search_says_what_there_is(gallery, photos):
         gallery.search(query, where="lable = 'red'")
     with pytest.raises(GalleryError, match="texts are put in quotes"):
         gallery.count("label = 3")
-    with pytest.raises(GalleryError, match="cannot be used"):
-        gallery.search(query, where="label ===")
+    for where in ("label ===", "cast(label as int) > 3", "width / 0 > 1"):
+        with pytest.raises(GalleryError, match="cannot be used"):
+            gallery.search(query, where=where)
+    assert gallery.count("label = 'a \"path\" b'") == 0
     with pytest.raises(GalleryError, match='"label" in double quotes is a text, not the column: write label'):
         gallery.search(query, where="\"label\" = 'red'")
     assert gallery.count('label = "red"') == gallery.count("`label` = 'red'") == gallery.count("label = 'red'")

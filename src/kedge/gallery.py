@@ -36,6 +36,9 @@ from kedge.vectors import check_vectors, holds_vectors, read_vectors, ready_made
 
 __all__ = ["FORMAT_VERSION", "AddReport", "Gallery"]
 
+# MiB: more than any machine has, less than Lance can count.
+MOST_CACHE = 1 << 24
+
 
 class Gallery:
     """A folder of filed pictures; use it in a `with` block, from one thread at a time.
@@ -93,8 +96,8 @@ class Gallery:
         """
         if half and on_disk:
             raise InputError("a gallery is searched in half precision or on disk, not both: leave one out")
-        if cache < 1:
-            raise InputError(f"the cache holds 1 MiB or more, not {cache}")
+        if not 1 <= cache <= MOST_CACHE:
+            raise InputError(f"the cache holds 1 to {MOST_CACHE} MiB, not {cache}")
         return cls(GalleryFolder.open(path), half=half, on_disk=on_disk, cache=cache, runtime=runtime)
 
     def __enter__(self) -> Self:

@@ -37,6 +37,8 @@ READ_PICTURES = 64
 COMMIT_VECTORS = 65536
 
 _SAID = ("id", "path", "label", "filed_by", "content_hash", "file_size", "modified_at")
+# What a picture has and a vector has not.
+_READ = ("width", "height", "thumbnail", "perceptual_hash")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Intake:
         self._seen: dict[str, tuple[str, str | None]] = {}
         # Which content each file holds now, by path.
         self._standing: dict[str, str] = {}
+        # The user's columns in what was checked, which the table may not have yet.
+        self._columns: dict[str, pa.DataType] = {}
 
     def check(self, sources: Sources) -> None:
         """Raise InputError when these pictures cannot be filed or their columns cannot be kept; nothing is changed."""
@@ -106,7 +110,8 @@ class Intake:
                 raise InputError(f"{missing} of {len(sources)} pictures have no label to be filed by: file by nearest")
             names = sorted(set(filter(None, sources.labels)))
             labelled_buckets(names, self._anchors)
-        self._table.check_columns(sources.metadata)
+        columns = self._table.check_columns(sources.metadata, self._columns)
+        self._columns |= {name: values.type for name, values in columns.items()}
 
     def add_pictures(self, sources: Sources, encoder: Encoder) -> AddReport:
         """Read, encode, file and store pictures."""
@@ -246,13 +251,12 @@ class Intake:
                 failed[row] = PictureError(name, f"same content as {first}, which is labelled '{other}': remove one")
 
     def _rows(self, ids: Sequence[str], chunk: _Chunk) -> dict[str, dict[str, Any]]:
-        found = self._table.find("id", ids, (*_SAID, *chunk.sources.metadata))
+        found = self._table.find("id", ids, (*_SAID, "width", *chunk.sources.metadata))
         return {row["id"]: row for row in found.to_pylist()}
 
     def _insert(self, chunk: _Chunk, new: Sequence[int]) -> int:
         vectors = np.stack([chunk.embeddings[row] for row in new])
         labels = [chunk.sources.labels[row] for row in new]
-        readings = [chunk.readings.get(row) for row in new]
         stamps = [chunk.stamps[row] for row in new]
         take = pa.array(new, pa.int64())
         return self._table.insert(
@@ -263,10 +267,7 @@ class Intake:
                 "label": labels,
                 **self._filing(vectors, labels),
                 "embedding": vectors,
-                "width": [reading and reading.width for reading in readings],
-                "height": [reading and reading.height for reading in readings],
-                "thumbnail": [reading and reading.thumbnail for reading in readings],
-                "perceptual_hash": [reading and reading.perceptual_hash for reading in readings],
+                **_read_columns([chunk.readings.get(row) for row in new]),
                 "file_size": [stamp.file_size for stamp in stamps],
                 "modified_at": [stamp.modified_at for stamp in stamps],
                 "added_at": [datetime.now(UTC)] * len(new),
@@ -277,7 +278,8 @@ class Intake:
     def _update(self, chunk: _Chunk, rows: Sequence[int], there: Mapping[str, Mapping[str, Any]]) -> int:
         """Bring what the table says of known pictures up to what is said now; return how many that changed."""
         said = {name: values.to_pylist() for name, values in chunk.sources.metadata.items()}
-        counted, changed = 0, []
+        changed: list[tuple[int, dict[str, Any]]] = []
+        touched = set()
         for row in rows:
             old = there[str(chunk.ids[row])]
             new = dict(old)
@@ -286,25 +288,36 @@ class Intake:
             new["filed_by"] = self._file_by
             new["content_hash"] = chunk.contents[row] or old["content_hash"]
             new |= {name: values[row] for name, values in said.items() if values[row] is not None}
-            counted += new != old
+            if old["width"] is None and row in chunk.readings:
+                # A vector under the name of this content, as an export gives it, becomes the picture that it is of.
+                new["width"] = chunk.readings[row].width
+            if new == old:
+                touched.add(row)
             # A file that was only touched is none that changed, but the next add need not read it.
             new["file_size"], new["modified_at"] = chunk.stamps[row].file_size, chunk.stamps[row].modified_at
             if new != old:
                 changed.append((row, new))
-        if not changed:
-            return 0
         vectors = self._vectors(chunk, [(row, new["id"]) for row, new in changed])
-        labels = [new["label"] for _, new in changed]
-        columns = {name: [new[name] for _, new in changed] for name in (*_SAID, *said)}
-        self._table.update({**columns, **self._filing(vectors, labels), "embedding": vectors})
-        return counted
+        # What another process has removed meanwhile stays removed.
+        changed = [(row, new) for row, new in changed if row in vectors]
+        for read in (False, True):
+            part = [(row, new) for row, new in changed if (new["width"] != there[new["id"]]["width"]) is read]
+            if part:
+                filed = np.stack([vectors[row] for row, _ in part])
+                columns = {name: [new[name] for _, new in part] for name in (*_SAID, *said)}
+                columns |= self._filing(filed, [new["label"] for _, new in part])
+                columns |= _read_columns([chunk.readings[row] for row, _ in part]) if read else {}
+                self._table.update({**columns, "embedding": filed})
+        return sum(row not in touched for row, _ in changed)
 
-    def _vectors(self, chunk: _Chunk, rows: Sequence[tuple[int, str]]) -> npt.NDArray[np.float32]:
-        """The embeddings of known pictures, from the table unless they were given anew."""
+    def _vectors(self, chunk: _Chunk, rows: Sequence[tuple[int, str]]) -> dict[int, npt.NDArray[np.float32]]:
+        """The embeddings of known pictures by row, from the table unless they were given anew."""
         stored = self._table.find("id", [key for row, key in rows if row not in chunk.embeddings], ("id", "embedding"))
         vectors = np.asarray(stored["embedding"].combine_chunks().flatten()).reshape(-1, self._anchors.dim)
         by_id = dict(zip(stored["id"].to_pylist(), vectors, strict=True))
-        return np.stack([chunk.embeddings[row] if row in chunk.embeddings else by_id[key] for row, key in rows])
+        return {row: by_id[key] for row, key in rows if key in by_id} | {
+            row: chunk.embeddings[row] for row, _ in rows if row in chunk.embeddings
+        }
 
     def _filing(self, vectors: npt.NDArray[np.float32], labels: Sequence[str | None]) -> dict[str, Any]:
         return filing_columns(vectors, labels, self._anchors, self._file_by)
@@ -346,6 +359,11 @@ def _reading(place: tuple[str, str, int]) -> tuple[_Reading, npt.NDArray[np.uint
     return reading, square(image, size)
 
 
+def _read_columns(readings: Sequence[_Reading | None]) -> dict[str, list[Any]]:
+    """Return what the table keeps of pictures as they were read, by column; nothing of vectors."""
+    return {name: [reading and getattr(reading, name) for reading in readings] for name in _READ}
+
+
 def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
 
@@ -363,7 +381,7 @@ def _stamp(path: str) -> Stamp:
     try:
         state = os.stat(path)  # noqa: PTH116  # a Path for each of a million files takes longer than its stat
         size = state.st_size
-    except OSError:
+    except (OSError, ValueError):  # the latter for a path that no file can have
         inside = _member(path)
         if inside is None:
             # Reading it will fail, and say why.

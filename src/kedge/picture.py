@@ -101,7 +101,7 @@ def _read_bytes(name: str, place: str) -> bytes:
     path = Path(place)
     try:
         if is_url(place):
-            return read_store(place, MOST_BYTES)
+            return _read_stored(name, place)
         if path.is_dir():
             os.scandir(path).close()
             raise PictureError(name, "a folder, not a picture")
@@ -118,6 +118,13 @@ def _read_bytes(name: str, place: str) -> bytes:
         return content
     except (OSError, ValueError) as error:
         raise PictureError(name, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _read_stored(name: str, url: str) -> bytes:
+    try:
+        return read_store(url, MOST_BYTES)
+    except InputError as error:  # one wrong address of many
+        raise PictureError(name, str(error).removeprefix(f"{url} ")) from error
 
 
 def _read_member(name: str, path: Path) -> bytes | None:

@@ -26,9 +26,7 @@ from lance.commit import CommitConflictError
 
 from kedge.errors import GalleryError, InputError, WorkError, nearest_name
 
-__all__ = ["METADATA_TYPES", "PicturesTable", "Version"]
-
-METADATA_TYPES = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
+__all__ = ["PicturesTable", "Version"]
 
 # Without this mark on its schema two writers of one picture at the same instant store it twice.
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
@@ -49,6 +47,7 @@ _CHANGES = {
     "Restore": "restored",
 }
 _LOST = re.compile(r"not found", re.IGNORECASE)
+_BY_FILTER = re.compile(r"user input|applying filter")
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FAILURES = (OSError, ValueError, RuntimeError, CommitConflictError)
@@ -303,17 +302,26 @@ class PicturesTable:
             done = self._dataset.delete(chosen, conflict_retries=_RETRIES, retry_timeout=_PATIENCE)
         return int(done["num_deleted_rows"])
 
-    def check_columns(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
-        """Return the user's columns as the table would hold them; InputError for a name or type that it cannot hold."""
-        there, checked = self.metadata_columns, {}
+    def check_columns(
+        self, columns: Mapping[str, pa.Array], coming: Mapping[str, pa.DataType] | None = None
+    ) -> dict[str, pa.Array]:
+        """Return the user's columns as the table would hold them; InputError for a name or type that it cannot hold.
+
+        coming: columns that the table will have before these. What is no number (NaN) says nothing, as null does.
+        """
+        there, checked = {**(coming or {}), **self.metadata_columns}, {}
         taken = {name.lower(): name for name in (*OWN_COLUMNS, *there)}
         for name, values in columns.items():
             if not _NAME.fullmatch(name) or name.startswith("_row"):
                 raise InputError(f"'{name}' cannot be a column: a name is letters, digits and _, at most 64")
             if taken.get(name.lower(), name) in OWN_COLUMNS or taken.get(name.lower(), name) != name:
                 raise InputError(f"the column '{taken[name.lower()]}' is there already: give '{name}' another name")
+            taken[name.lower()] = name
             wanted = there.get(name) or _metadata_type(values.type)
             try:
+                if pa.types.is_floating(values.type):
+                    values = values.cast(pa.float64())
+                    values = pc.if_else(pc.is_nan(values), None, values)
                 checked[name] = values.cast(wanted)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise InputError(
@@ -398,7 +406,8 @@ class PicturesTable:
     def _filtering(self, where: str | None) -> Iterator[None]:
         if where is not None and not where.strip():
             raise InputError("the filter is empty: give a condition such as \"label = 'cat'\", or leave it out")
-        quoted = {*re.findall(r'"(\w+)"', where or "")} & {*self._dataset.schema.names}
+        # In single quotes a double one is part of a text.
+        quoted = {*re.findall(r'"(\w+)"', re.sub("'[^']*'", "", where or ""))} & {*self._dataset.schema.names}
         if quoted:
             # Lance would compare the word itself, and match nothing.
             name = min(quoted)
@@ -407,7 +416,7 @@ class PicturesTable:
             yield
         except _FAILURES as error:
             text = _reason(error)
-            if where is None or "user input" not in str(error):
+            if where is None or not _BY_FILTER.search(str(error)):
                 raise WorkError(f"the gallery cannot be read ({text}): open it again") from error
             columns = ", ".join(self._dataset.schema.names)
             unknown = re.search(r"No field named (\S+?)\.?(?=\s|$)", text)

@@ -92,7 +92,8 @@ def list_sources(
     found: dict[str, _Source] = {}
     for path in paths:
         for source in _found(path, frozenset(classes) if labels == "folder" else None):
-            found.setdefault(_absolute(source.name), source)
+            first = found.setdefault(_absolute(source.name), source)
+            first.label = first.label or source.label
     if labels == "none":
         for source in found.values():
             source.label = None
@@ -145,6 +146,8 @@ def read_list(path: Path) -> list[dict[str, Any]]:
 
 def _found(path: str | Path, classes: frozenset[str] | None) -> list[_Source]:
     """List the pictures of one path; classes=None: without labels."""
+    if path == "":
+        raise InputError("one of the paths is empty: name a folder, a picture or a list")
     if is_url(path):
         return _found_in_store(str(path), classes)
     place = Path(path)
@@ -242,6 +245,8 @@ def column_of(name: str, values: Sequence[Any]) -> pa.Array:
     """Return values, None where nothing is said, as an Arrow array; InputError when their kinds do not go together."""
     try:
         return values if isinstance(values, pa.Array) else pa.array(values)
+    except OverflowError as error:
+        raise InputError(f"the column '{name}' holds a whole number of more than 64 bits: give it as a text") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"the column '{name}' mixes kinds of values: give numbers only, or texts only") from error
 

@@ -79,6 +79,7 @@ def ready_made(
     if ids is None:
         known = zip(places, contents, strict=True)
         keys = tuple(content_hash(place.encode()) if place else content for place, content in known)
+        _check_paths(places, contents)
     else:
         keys = tuple(ids)
         _check_ids(keys)
@@ -101,6 +102,8 @@ def holds_vectors(path: Path) -> bool:
 
 def read_vectors(path: Path, model: Model, *, labels: Labels, metadata: Mapping[str, Any] | None) -> ReadyMade:
     """Read a Parquet file with a column `embedding`, perhaps `id`, `path`, `label`, and the user's own."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the Parquet files in it")
     if not path.is_file():
         raise InputError(f"no file at {path}: check the path")
     if labels not in ("folder", "none"):
@@ -142,6 +145,13 @@ def _matrix(column: pa.ChunkedArray, dim: int) -> npt.NDArray[Any]:
         raise InputError(f"the embeddings have different lengths ({lengths[:5]}): give each {dim} numbers")
     flat: npt.NDArray[Any] = pc.list_flatten(column).to_numpy()
     return flat.reshape(len(column), lengths[0] if lengths else dim)
+
+
+def _check_paths(places: Sequence[str], contents: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for place, content in zip(places, contents, strict=True):
+        if place and first.setdefault(place, content) != content:
+            raise InputError(f"the path '{place}' is given with different embeddings: give each an id of its own")
 
 
 def _check_ids(ids: Sequence[str]) -> None:
