@@ -1,5 +1,7 @@
 """The two-stage index against the exhaustive search, and that against a slow float64 loop."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -176,14 +178,29 @@ def test_large_batches_are_cut_without_changing_the_answer(monkeypatch):
     vectors, queries, points = vectors_of("clustered", 3, count=300, queries=60)
     whole = TwoStageIndex(vectors, points)
     expected = [whole.search(queries, 8, 2), whole.search_exhaustive(queries, 8), whole.search(queries, 8, "exact")]
+    few = TwoStageIndex(vectors, points, np.arange(300) % len(points))
+    filled = [few.search(queries, 90, 1, fill=True, order=order) for order in ("distance", "bucket")]
     monkeypatch.setattr("kedge.search.BLOCK_PAIRS", 64)
     monkeypatch.setattr("kedge.search.BLOCK_CANDIDATES", 64)
     monkeypatch.setattr("kedge.search.GALLERY_BLOCK", 17)
     cut = TwoStageIndex(vectors, points)
     found = [cut.search(queries, 8, 2), cut.search_exhaustive(queries, 8), cut.search(queries, 8, "exact")]
-    for one, other in zip(found, expected, strict=True):
+    found += [few.search(queries, 90, 1, fill=True, order=order) for order in ("distance", "bucket")]
+    for one, other in zip(found, expected + filled, strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.distances, other.distances)
+
+
+def test_memory_of_a_batch_stays_bounded_where_filling_goes_on(monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(2000, 4)).astype(np.float32)
+    index = TwoStageIndex(vectors, vectors[:100])
+    monkeypatch.setattr("kedge.search.BLOCK_CANDIDATES", 1 << 18)
+    for probes in (1, "exact"):
+        tracemalloc.start()
+        index.search(vectors[:60], 2000, probes, fill=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 30 << 20  # all candidates at once took 194 MB
 
 
 @settings(max_examples=40, deadline=None)

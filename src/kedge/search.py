@@ -294,6 +294,14 @@ class TwoStageIndex:
         wide = ranked.shape[1]
         if len(near) == 1 and not by_bucket:
             return self._nearest_among(near, self._places(usable, ranked[0, : counts[0]]), k)
+        at_once = max(1, BLOCK_CANDIDATES // (wide * k))
+        if len(near) > at_once:
+            # Filling goes on to more anchors than were asked for, to many where k is large.
+            parts = [
+                self._probe(near[rows], ranked[rows], counts[rows], k, usable, by_bucket=by_bucket)
+                for rows in _blocks(len(near), at_once)
+            ]
+            return np.concatenate(parts)
         keys = np.full((len(near), wide, k), NO_KEY, dtype=np.int64)
         asking, rank = np.nonzero(np.arange(wide) < counts[:, None])
         asked = ranked[asking, rank]
