@@ -1,14 +1,16 @@
 """Exports: what other programs read is what the gallery holds."""
 
+import errno
 import json
 import sys
+from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 
 from kedge.anchors import unit_length
-from kedge.errors import InputError
+from kedge.errors import InputError, MissingPartError
 from kedge.gallery import Gallery
 from kedge.search import TwoStageIndex
 from tests.models import make_model
@@ -79,6 +81,17 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(gallery, tmp_path, 
         gallery.export(tmp_path / "x", "faiss")
     (tmp_path / "x.ids.json").unlink()
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(InputError, match="pip install faiss-cpu"):
+    with pytest.raises(MissingPartError, match=r"pip install 'kedge\[faiss\]'"):
+        gallery.export(tmp_path / "x", "faiss")
+    monkeypatch.undo()
+    rename = Path.rename
+
+    def full(place, to):
+        if to == tmp_path / "x":
+            raise OSError(errno.ENOSPC, "no space left")
+        return rename(place, to)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(InputError, match="no space left"):
         gallery.export(tmp_path / "x", "faiss")
     assert set(tmp_path.iterdir()) == before

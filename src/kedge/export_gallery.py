@@ -1,6 +1,6 @@
 """Export: a gallery's vectors in files that other programs read: Parquet, NumPy's npz, and FAISS.
 
-Each file is written beside its place and renamed, so that it is whole or absent.
+Files are written beside their places and renamed, so that they are whole or absent.
 """
 
 import json
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kedge.anchors import Anchors
-from kedge.errors import InputError
+from kedge.errors import InputError, MissingPartError
 
 __all__ = ["ExportFormat", "export_rows"]
 
@@ -37,15 +37,20 @@ def export_rows(rows: pa.Table, anchors: Anchors, path: Path, to: ExportFormat) 
         if place.exists():
             raise InputError(f"{place} is there already: remove it, or give another name")
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}{path.suffix}")
+    partial_ids = partial.with_name(partial.name + ".ids.json")
     try:
         writers[to](rows, anchors, partial)
         if ids:
-            ids.write_text(json.dumps(rows["id"].to_pylist()), "utf-8")
+            partial_ids.write_text(json.dumps(rows["id"].to_pylist()), "utf-8")
+            partial_ids.rename(ids)
         partial.rename(path)
     except (OSError, RuntimeError) as error:  # FAISS raises the latter
+        if ids:
+            ids.unlink(missing_ok=True)  # it was not there before
         raise InputError(f"{path} cannot be written ({error}): give another place") from error
     finally:
         partial.unlink(missing_ok=True)
+        partial_ids.unlink(missing_ok=True)
 
 
 def _vectors(rows: pa.Table, anchors: Anchors) -> npt.NDArray[np.float32]:
@@ -81,7 +86,7 @@ def _write_faiss(rows: pa.Table, anchors: Anchors, path: Path) -> None:
     try:
         import faiss
     except ImportError as error:
-        raise InputError("exporting to faiss needs it: pip install faiss-cpu") from error
+        raise MissingPartError("exporting to faiss needs it: pip install 'kedge[faiss]'") from error
     quantizer = faiss.IndexFlatL2(anchors.dim)
     quantizer.add(np.ascontiguousarray(anchors.vectors))
     index = faiss.IndexIVFFlat(quantizer, anchors.dim, len(anchors))
