@@ -11,7 +11,7 @@ from PIL import Image
 
 import kedge
 from kedge import new_class
-from kedge.errors import InputError, PictureError
+from kedge.errors import InputError, ModelError, PictureError
 from kedge.evaluation import load_for
 from kedge.model import Model
 from tests.models import colour_of, embed, make_model, projection
@@ -112,6 +112,23 @@ def test_mistakes_change_nothing(model, tmp_path):
     with pytest.raises(PictureError, match=r"broken\.jpg"):
         kedge.add_class(model, "yellow", [good, tmp_path / "broken.jpg"])
     assert {path.name: path.read_bytes() for path in model.folder.glob("[!.]*")} == before
+    (model.folder / "splits.json").write_text("{")
+    with pytest.raises(ModelError, match=r"splits\.json cannot be read"):
+        kedge.add_class(model, "yellow", [good])
+    assert "yellow" not in kedge.Model.load(model.folder).card.classes
+
+
+def test_a_large_example_lies_on_the_anchor_it_makes(model, tmp_path):
+    """It is decoded at a reduced scale, as a query is."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg")
+    extended, added = kedge.add_class(model, "noise", [tmp_path / "large.jpg"])
+    with kedge.Gallery.create(tmp_path / "gallery", extended) as gallery:
+        gallery.add(tmp_path / "large.jpg")
+        (row,) = gallery._table.read(["embedding", "anchor"]).to_pylist()
+    assert row["anchor"] == "noise"
+    np.testing.assert_allclose(row["embedding"], extended.search_anchors.vectors[-1], atol=1e-6)
+    assert added.spread < 1e-5
 
 
 def test_a_model_between_its_two_writes_is_the_old_one(model, tmp_path, monkeypatch):

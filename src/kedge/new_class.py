@@ -1,7 +1,7 @@
 """New classes without training: an anchor is set from a few examples."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -12,8 +12,8 @@ from filelock import FileLock
 from kedge.anchors import Anchors, squared_distances, unit_length
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
-from kedge.model import ANCHORS, SPLITS, Model
-from kedge.picture import read_picture
+from kedge.model import ANCHORS, SPLITS, Model, SplitName
+from kedge.picture import read_for_encoder, square
 
 __all__ = ["NewClass", "add_class"]
 
@@ -65,12 +65,15 @@ def _add(opened: Model, name: str, pictures: Sequence[str | Path]) -> tuple[Mode
         raise InputError(f"{opened.folder} has a class '{name}' already: choose another name")
     if not pictures:
         raise InputError(f"no example of '{name}' was given: name at least one picture")
+    encoder, splits = Encoder(opened), opened.splits()
     # A picture given twice counts once.
-    read = list({picture.content_hash: picture for picture in map(read_picture, pictures)}.values())
-    vectors = Encoder(opened).encode_pictures([picture.image for picture in read])
+    read = {}
+    for picture in (read_for_encoder(path, encoder.image_size) for path in pictures):
+        read[picture.content_hash] = picture.path, square(picture.image, encoder.image_size)
+    vectors = encoder.encode(np.stack([pixels for _, pixels in read.values()]))
     if not np.isfinite(vectors).all():
-        wrong = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-        raise PictureError(read[wrong].path, "the model gives it an embedding that is not finite")
+        wrong = [path for path, _ in read.values()][int(np.argmin(np.isfinite(vectors).all(axis=1)))]
+        raise PictureError(wrong, "the model gives it an embedding that is not finite")
     others = opened.search_anchors
     anchor = vectors.mean(axis=0, keepdims=True)
     if opened.card.distance == "cosine":
@@ -95,7 +98,7 @@ def _add(opened: Model, name: str, pictures: Sequence[str | Path]) -> tuple[Mode
     # Learned anchors of a model whose distance is cosine have lengths of their own, which L2 figures are made with.
     length = float(np.linalg.norm(opened.anchors.vectors, axis=1).mean()) if opened.card.distance == "cosine" else 1.0
     extended = np.concatenate([opened.anchors.vectors, anchor * length]).astype(np.float32)
-    _write(opened, Anchors((*opened.card.classes, name), extended), [picture.content_hash for picture in read])
+    _write(opened, Anchors((*opened.card.classes, name), extended), {**splits, **dict.fromkeys(read, "train")})
     return Model.load(opened.folder), added
 
 
@@ -115,16 +118,15 @@ def _margin(model: Model) -> float | None:
     return None
 
 
-def _write(model: Model, anchors: Anchors, contents: Sequence[str]) -> None:
+def _write(model: Model, anchors: Anchors, splits: Mapping[str, SplitName]) -> None:
     """Write splits, anchors and card, each in one step and in this order: whatever is read between is a whole model."""
-    splits = model.folder / SPLITS
-    if splits.is_file():
-        stored = json.loads(splits.read_text("utf-8"))
-        stored = {split: sorted(set(hashes) - set(contents)) for split, hashes in stored.items()}
-        stored["train"] = sorted({*stored.get("train", ()), *contents})
+    if (model.folder / SPLITS).is_file():
+        stored: dict[str, list[str]] = {}
+        for content, split in sorted(splits.items()):
+            stored.setdefault(split, []).append(content)
         partial = model.folder / f".{SPLITS}.{uuid4().hex[:8]}"
         partial.write_text(json.dumps(stored), "utf-8")
-        partial.replace(splits)
+        partial.replace(model.folder / SPLITS)
     partial = model.folder / f".{ANCHORS}.{uuid4().hex[:8]}"
     anchors.save(partial)
     partial.replace(model.folder / ANCHORS)
