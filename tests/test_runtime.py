@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import kedge
-from kedge import runtime
+from kedge import runtime, torch_runtime
 from kedge.errors import InputError, MissingPartError, ModelError
 from tests.models import embed, make_model, projection
 from tests.pictures import draw_classes
@@ -50,6 +51,27 @@ def test_a_gpu_takes_models_that_have_their_weights(monkeypatch):
     assert runtime.best_runtime("float32", has_weights=False) == "onnxruntime"
 
 
+def test_a_gpu_that_cannot_be_used_leaves_the_graph(monkeypatch, tmp_path, squares):
+    """Nobody asked for torch: without what builds networks, or on a GPU that others have filled, the graph is run."""
+    model = make_model(tmp_path / "model", classes=CLASSES, distance="l2")
+    (model.folder / "weights.safetensors").touch()
+    monkeypatch.setattr(runtime, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
+
+    def filled(_):
+        raise RuntimeError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_runtime, "restore_network", lambda _: torch.nn.Linear(1, 1))
+        patch.setattr(torch_runtime, "_encoding", lambda *_: filled)
+        found = kedge.Encoder(model).encode(squares)
+        np.testing.assert_allclose(found, embed(squares, projection(16)), atol=1e-5)
+        with pytest.raises(ModelError, match="CUDA out of memory"):
+            kedge.Encoder(model, runtime="torch")
+    monkeypatch.setitem(sys.modules, "kedge.torch_runtime", None)
+    np.testing.assert_array_equal(kedge.Encoder(model).encode(squares), found)
+
+
 def test_bfloat16_is_fixed_in_the_gallery(monkeypatch, tmp_path):
     draw_classes(tmp_path / "photos", CLASSES, each=3, size=32, seed=0)
     model = make_model(tmp_path / "model", classes=CLASSES)
@@ -68,6 +90,7 @@ def test_bfloat16_is_fixed_in_the_gallery(monkeypatch, tmp_path):
         kedge.Gallery.open(tmp_path / "gallery") as gallery,
         pytest.raises(ModelError, match=r"bfloat16.*CPU that has it"),
     ):
+        assert gallery.info()["runtime"].startswith("none: bfloat16 needs")
         gallery.search(next((tmp_path / "photos" / "red").iterdir()))
     opened = kedge.Gallery.open(tmp_path / "gallery", runtime="onnxruntime")
     with opened as gallery, pytest.raises(ModelError, match="no bfloat16"):
@@ -84,6 +107,12 @@ def test_mistakes_are_named(monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="no precision is called 'float8'"):
         kedge.Gallery.create(tmp_path / "gallery", model, precision="float8")
     assert not (tmp_path / "gallery").exists()
+    (model.folder / "encoder.onnx").write_bytes(b"no graph")
+    for name in ("onnxruntime", "openvino"):
+        with pytest.raises(ModelError) as refused:
+            kedge.Encoder(model, runtime=name)
+        assert "cannot be run (" in str(refused.value)
+        assert ".cpp" not in str(refused.value)
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(MissingPartError, match=r"kedge\[openvino\]"):
         kedge.Encoder(model, runtime="openvino")

@@ -35,7 +35,7 @@ class Encoder:
         chosen = best_runtime(precision, has_weights=model.has_weights) if runtime == "auto" else runtime
         try:
             self._run = _load(model, chosen, threads)
-        except ModelError:
+        except (ModelError, MissingPartError):
             if runtime != "auto" or chosen != "torch":
                 raise
             # Nobody asked for torch, and the graph is what a model is.

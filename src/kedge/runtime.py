@@ -47,7 +47,8 @@ def load_graph(path: Path, *, runtime: Runtime, precision: Precision, threads: i
     except ImportError as error:
         raise MissingPartError(f"the runtime needs {runtime}: pip install 'kedge[openvino]'") from error
     except Exception as error:  # the runtimes' own exceptions share no public base class
-        reason = str(error).splitlines()[0]
+        # OpenVINO begins with places in its sources.
+        reason = next(filter(None, reversed(str(error).splitlines())), type(error).__name__)
         raise ModelError(f"{path} cannot be run ({reason}): train or export the model again") from error
 
 
@@ -68,8 +69,8 @@ def best_runtime(precision: Precision, *, has_weights: bool) -> Runtime:
 def describe_runtime(precision: Precision, *, has_weights: bool) -> str:
     """Return what runs a model of this precision here, such as `onnxruntime 1.20.0 on the CPU`."""
     name = best_runtime(precision, has_weights=has_weights)
-    if name == "openvino" and find_spec("openvino") is None:
-        return "none: bfloat16 needs openvino"
+    if name == "openvino" and not has_bfloat16():
+        return "none: bfloat16 needs a GPU, or openvino on a CPU that has it"
     on_gpu = name == "torch" or (name == "onnxruntime" and "CUDAExecutionProvider" in _providers())
     device = "CUDA" if on_gpu else "the CPU"
     # Its distribution has another name where it is built for GPUs.

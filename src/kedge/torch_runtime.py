@@ -26,9 +26,14 @@ def load_network(model: Model) -> Graph:
     Raises ModelError for a model whose network cannot be built anew, or whose graph gives other embeddings.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = restore_network(model).to(memory_format=torch.channels_last).to(device).eval()
-    encode = _encoding(network, device, torch.float32)
-    _check(model, encode)
+    network = restore_network(model).to(memory_format=torch.channels_last).eval()
+    try:
+        network = network.to(device)
+        encode = _encoding(network, device, torch.float32)
+        _check(model, encode)
+    except RuntimeError as error:  # a GPU that others have filled, above all
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{model.folder} cannot be run on {device} ({reason}): leave --runtime torch out") from error
     return encode if model.card.precision == "float32" else _encoding(network, device, torch.bfloat16)
 
 
