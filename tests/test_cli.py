@@ -180,6 +180,13 @@ def test_a_query_that_cannot_be_read_is_skipped_and_named(place, tmp_path):
         f"skipped {tmp_path / name}" for name in ("bad.jpg", "none.jpg")
     ]
     assert (tmp_path / "hits.html").is_file()
+    done = kedge("search", place / "gallery", tmp_path / "bad.jpg", tmp_path / "none.jpg")
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        f"skipped {tmp_path / 'bad.jpg'}",
+        f"skipped {tmp_path / 'none.jpg'}",
+        "kedge",
+    ]
 
 
 def test_names_that_the_output_cannot_hold_are_written_by_their_numbers(place, tmp_path, monkeypatch):

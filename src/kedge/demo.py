@@ -9,7 +9,7 @@ from kedge.datasets import load_dataset
 from kedge.errors import InputError
 from kedge.gallery import Gallery
 from kedge.page import contact_sheet
-from kedge.picture import read_picture
+from kedge.picture import read_picture, thumbnail
 from kedge.training import train
 
 __all__ = ["run_demo"]
@@ -33,9 +33,9 @@ def run_demo(out: Path) -> None:
         queries = [Path(path) for path in dataset.test.paths[:: len(dataset.test) // QUERIES][:QUERIES]]
         results = gallery.search_many(queries, k=6)
         thumbnails = gallery.thumbnails([hit.id for result in results for hit in result.hits])
-    images = [read_picture(query).image for query in queries]
+    asked = [thumbnail(read_picture(query).image) for query in queries]
     page = out / "search.html"
-    page.write_text(contact_sheet(results, images, thumbnails), "utf-8")
+    page.write_text(contact_sheet(results, asked, thumbnails), "utf-8")
 
     scores = model.card.scores["test"]
     took = time.monotonic() - started

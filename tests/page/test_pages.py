@@ -57,7 +57,7 @@ def result(hits=6, query="photos/duck.png"):
 
 def sheet(results):
     thumbnails = {f"id{rank}": thumbnail(picture(rank)) for rank in range(1, 6)}
-    return contact_sheet(results, [picture(9) for _ in results], thumbnails)
+    return contact_sheet(results, [thumbnail(picture(9)) for _ in results], thumbnails)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ def test_page_in_a_browser(browser, measured, tmp_path, kind, scheme, width):
 
 
 def test_small_pictures_stay_sharp():
-    text = contact_sheet([SearchResult("q", (), (), 0.0)], [Image.new("RGB", (8, 8))], {})
+    text = contact_sheet([SearchResult("q", (), (), 0.0)], [thumbnail(Image.new("RGB", (8, 8)))], {})
     assert Page(text).of("img")[0]["class"] == "small"
-    text = contact_sheet([SearchResult("q", (), (), 0.0)], [Image.new("RGB", (300, 200))], {})
+    text = contact_sheet([SearchResult("q", (), (), 0.0)], [thumbnail(Image.new("RGB", (300, 200)))], {})
     assert "class" not in Page(text).of("img")[0]

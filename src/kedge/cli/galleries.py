@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -136,12 +136,14 @@ def search(
                 some, k, chosen, order=cast("Order", order), expand=expand, where=where, max_distance=max_distance
             )
 
-        results, read, failed = _search_readable(find, pictures)
+        try:
+            results = find(pictures)
+        except PictureError:
+            pictures = _readable(pictures)
+            results = find(pictures)
         if html:
-            _write_contact_sheet(opened, read, results, html)
+            _write_contact_sheet(opened, pictures, results, html)
         total = opened.count()
-    for failure in failed:
-        print(f"skipped {failure}", file=sys.stderr)
     for result in results:
         if json_:
             print(json.dumps(asdict(result)))
@@ -250,29 +252,32 @@ def restore(
     print(json.dumps({"restored": version, "pictures": pictures}) if json_ else f"restored, {pictures} pictures")
 
 
-def _search_readable(
-    find: "Callable[[Sequence[Path]], list[SearchResult]]", pictures: list[Path]
-) -> "tuple[list[SearchResult], list[Path], list[PictureError]]":
-    """Return the results of the pictures that can be read, these, and what is wrong with the others."""
-    left = pictures
-    failed: list[PictureError] = []
-    while True:
+def _readable(pictures: Sequence[Path]) -> list[Path]:
+    """Return the pictures that can be read, and name the others; InputError when none can."""
+    left = []
+    for picture in pictures:
         try:
-            return find(left), left, failed
+            kedge.read_picture(picture)
+            left.append(picture)
         except PictureError as error:
-            kept = [picture for picture in left if str(picture) != error.path]
-            if not kept or len(kept) == len(left):
+            if len(pictures) == 1:
                 raise
-            failed.append(error)
-            left = kept
+            print(f"skipped {error}", file=sys.stderr)
+    if not left:
+        raise InputError(f"none of the {len(pictures)} pictures can be read: name others")
+    return left
 
 
-def _write_contact_sheet(gallery: Any, pictures: list[Path], results: list[Any], path: Path) -> None:
+def _write_contact_sheet(
+    gallery: "kedge.Gallery", pictures: Sequence[Path], results: "Sequence[SearchResult]", path: Path
+) -> None:
     from kedge.page import contact_sheet
+    from kedge.picture import thumbnail
 
-    images = [kedge.read_picture(picture).image for picture in pictures]
-    thumbnails = gallery.thumbnails([hit.id for result in results for hit in result.hits])
-    _write_page(path, contact_sheet(results, images, thumbnails))
+    # One at a time is held as it was read.
+    asked = [thumbnail(kedge.read_picture(picture).image) for picture in pictures]
+    found = gallery.thumbnails([hit.id for result in results for hit in result.hits])
+    _write_page(path, contact_sheet(results, asked, found))
 
 
 def _write_page(path: Path, page: str) -> None:

@@ -4,25 +4,22 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from PIL.Image import Image
-
 from kedge.hits import Hit, SearchResult
 from kedge.page.layout import escape, frame, percent, picture_tag
-from kedge.picture import thumbnail
 
 __all__ = ["contact_sheet"]
 
 
 def contact_sheet(
     results: Sequence[SearchResult],
-    query_pictures: Sequence[Image],
+    queries: Sequence[bytes],
     thumbnails: Mapping[str, bytes],
     *,
     title: str = "What the search found",
 ) -> str:
-    """Return a page with each query and its hits, best first; `thumbnails` are JPEGs by the hits' ids.
+    """Return a page with each query and its hits, best first; everything is inside the one file.
 
-    Everything is inside the one file.
+    queries: a JPEG of each; thumbnails: JPEGs by the hits' ids.
     """
     count = len(results)
     head = (
@@ -33,17 +30,16 @@ def contact_sheet(
         links = "".join(f"<li><a href='#q{row}'>{escape(_name(result))}</a></li>" for row, result in enumerate(results))
         head += f"\n<ol class='jump'>{links}</ol>"
     sections = [
-        _query(row, result, picture, thumbnails)
-        for row, (result, picture) in enumerate(zip(results, query_pictures, strict=True))
+        _query(row, result, jpeg, thumbnails) for row, (result, jpeg) in enumerate(zip(results, queries, strict=True))
     ]
     return frame(title, "\n".join([head, *sections]))
 
 
-def _query(row: int, result: SearchResult, picture: Image, thumbnails: Mapping[str, bytes]) -> str:
+def _query(row: int, result: SearchResult, jpeg: bytes, thumbnails: Mapping[str, bytes]) -> str:
     probed = ", ".join(map(escape, result.probed[:6])) or "none"
     more = f" and {len(result.probed) - 6} more" if len(result.probed) > 6 else ""
     asked = (
-        f"{picture_tag(thumbnail(picture), 'query ' + _name(result))}"
+        f"{picture_tag(jpeg, 'query ' + _name(result))}"
         f"<h2 title='{escape(result.query)}'>{escape(_name(result))}</h2>"
         f"<div class='soft'>{'anchor' if len(result.probed) == 1 else 'anchors'} probed: {probed}{more}</div>"
         f"<div class='bar' aria-hidden='true'><i style='width:{100 * min(1.0, result.scanned_share):.2f}%'></i></div>"
