@@ -22,7 +22,7 @@ from kedge.cores import own_cores
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
-from kedge.picture import perceptual_hash, read_for_encoder, square, thumbnail
+from kedge.picture import is_text, perceptual_hash, read_for_encoder, square, thumbnail
 from kedge.pictures_table import PicturesTable
 from kedge.sources import Sources, Stamp
 from kedge.vectors import ReadyMade
@@ -165,7 +165,7 @@ class Intake:
         failed = {
             row: PictureError(part.names[row], "its name is not UTF-8: rename it")
             for row, path in enumerate(part.paths)
-            if not _is_text(path)
+            if not is_text(path)
         }
         told_of = [path for row, path in enumerate(part.paths) if row not in failed]
         there = self._table.find("path", told_of, ("id", "path", "file_size", "modified_at")).to_pylist()
@@ -366,15 +366,6 @@ def _read_columns(readings: Sequence[_Reading | None]) -> dict[str, list[Any]]:
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
-
-
-def _is_text(path: str) -> bool:
-    """Tell whether a path is made of characters; a file's name may be any bytes."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _stamp(path: str) -> Stamp:

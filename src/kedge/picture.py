@@ -23,7 +23,9 @@ __all__ = [
     "Picture",
     "content_hash",
     "find_pictures",
+    "is_text",
     "perceptual_hash",
+    "read_bytes",
     "read_for_encoder",
     "read_picture",
     "square",
@@ -63,7 +65,7 @@ def read_picture(source: str | Path | bytes, *, name: str | None = None, at_leas
     at_least: a JPEG is decoded at a reduced scale (1/2, 1/4, 1/8), as long as its shorter side stays at least that.
     """
     path = name or ("(bytes)" if isinstance(source, bytes) else os.fspath(source))
-    data = source if isinstance(source, bytes) else _read_bytes(path, os.fspath(source))
+    data = source if isinstance(source, bytes) else read_bytes(os.fspath(source), name=path)
     if not data:
         raise PictureError(path, "the file is empty")
     try:
@@ -97,8 +99,18 @@ def read_for_encoder(source: str | Path | bytes, size: int, *, name: str | None 
     return read_picture(source, name=name, at_least=max(size, THUMBNAIL_SIDE))
 
 
-def _read_bytes(name: str, place: str) -> bytes:
-    path = Path(place)
+def is_text(path: str) -> bool:
+    """Tell whether a path is made of characters; a file's name may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_bytes(place: str, *, name: str | None = None) -> bytes:
+    """Return the content of a file, in an archive or a store too; PictureError with the reason, of no endless file."""
+    name, path = name or place, Path(place)
     try:
         if is_url(place):
             return _read_stored(name, place)

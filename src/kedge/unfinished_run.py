@@ -19,6 +19,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset
 from kedge.errors import DivergedError, InputError, KedgeError
+from kedge.losses import loss_recipe
 from kedge.model import Model
 
 __all__ = ["RESUME_FILE", "begin_run", "check_whole", "lock_run"]
@@ -74,18 +75,21 @@ def check_whole(out: Path, settings: TrainingConfig, data: str, dataset: Dataset
     """Return the whole model that a resumed run finds; raise InputError when it is of other settings or pictures."""
     model = Model.load(out)
     asked = {"data": data, **settings.model_dump(mode="json")}
-    if settings.precision == "auto":
+    if settings.precision == "auto" or loss_recipe(settings.loss).build is None:
         asked.pop("precision")  # the card says which one it was
     _check_same(out, asked, model.card.trained)
-    stored = model.splits()
-    if stored != {content: split for split, contents in dataset.membership().items() for content in contents}:
+    same = model.card.trained.get("pictures") == dataset.fingerprint
+    if not same or model.splits() != {
+        content: split for split, contents in dataset.membership().items() for content in contents
+    }:
         raise InputError(f"the pictures of {data} have changed since {out} was trained: remove it, train anew")
     return model
 
 
 def _digest(dataset: Dataset) -> str:
     """Return what tells whether classes, pictures and their splits are those of another day."""
-    parts = [list(dataset.classes), *(list(part.hashes) for part in (dataset.train, dataset.validation, dataset.test))]
+    splits = (dataset.train, dataset.validation, dataset.test)
+    parts = [dataset.fingerprint, *(list(part.hashes) for part in splits)]
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -1,6 +1,8 @@
 """Splits: seeded, stratified, and never with the same content on both sides."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +149,66 @@ def test_content_under_two_labels_is_left_out_of_both(photos):
     dataset = load_dataset(photos)
     everything = {*dataset.gallery.paths, *dataset.test.paths}
     assert len(everything) == 59
-    assert any("two labels" in note for note in dataset.notes)
+    assert {failure.path for failure in dataset.skipped} == {
+        str(photos / "ant" / "0000.png"),
+        str(photos / "bee" / "same.png"),
+    }
+    assert {failure.reason for failure in dataset.skipped} == {"the same picture stands under 'ant' and 'bee'"}
+
+
+def test_the_fingerprint_is_of_pictures_labels_and_what_is_tested_on(photos):
+    first = load_dataset(photos, seed=0).fingerprint
+    for other in ({"seed": 3}, {"shots": 2}, {"validation_share": 0.3}):
+        assert load_dataset(photos, **other).fingerprint == first
+    rows = [
+        (path, path.parent.name, "test" if number % 4 == 0 else "train")
+        for number, path in enumerate(sorted(photos.rglob("*.png")))
+    ]
+
+    def of(rows):
+        lines = ["path,label,split", *(",".join(map(str, row)) for row in rows)]
+        (photos.parent / "list.csv").write_text("\n".join(lines))
+        return load_dataset(photos.parent / "list.csv").fingerprint
+
+    found = {of(rows)}
+    for number, (label, split) in enumerate((("bee", "test"), ("ant", "train"), ("bee", "train"))):
+        changed = list(rows)
+        changed[4 * (number == 1)] = (changed[4 * (number == 1)][0], label, split)
+        found.add(of(changed))
+    assert len(found) == 4
+    assert of(reversed(rows)) in found
+
+
+def test_names_that_are_no_text_are_refused(photos):
+    odd = photos / os.fsdecode(b"caf\xe9")
+    shutil.copytree(photos / "ant", odd)
+    with pytest.raises(DatasetError, match=r"the name b'caf\\xe9' is not UTF-8"):
+        load_dataset(photos)
+    shutil.rmtree(odd)
+    with pytest.raises(DatasetError, match="not UTF-8"):
+        load_dataset(photos.rename(odd.parent.parent / odd.name))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes among files")
+def test_a_pipe_is_no_picture_and_waits_for_nobody(photos):
+    os.mkfifo(photos / "ant" / "pipe.png")
+    (failure,) = load_dataset(photos).skipped
+    assert (Path(failure.path).name, failure.reason) == ("pipe.png", "not a regular file")
+
+
+def test_a_class_that_cannot_be_trained_says_why_and_no_other_reason(photos):
+    shutil.copy(photos / "ant" / "0000.png", photos / "bee" / "same.png")
+    lines = [
+        f"{path},{path.parent.name},{'validation' if path.parent.name == 'cat' else 'train'}"
+        for path in (sorted(photos.rglob("*.png")))
+    ]
+    (photos.parent / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    with pytest.raises(DatasetError, match="class 'cat' has no training picture that can be used: add some"):
+        load_dataset(photos.parent / "list.csv")
+    copies = [line.replace("validation", "train") for line in lines if ",cat," in line]
+    (photos.parent / "list.csv").write_text("\n".join(["path,label,split", *lines, *copies]))
+    with pytest.raises(DatasetError, match=r"class 'cat' .* \(.*0000\.png stands among the test or validation"):
+        load_dataset(photos.parent / "list.csv")
 
 
 def test_membership_goes_over_everything_and_new_pictures_follow_the_rule(photos):

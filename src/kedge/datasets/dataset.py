@@ -1,12 +1,12 @@
 """Dataset and Split: labelled pictures, divided so that equal content never stands on both sides."""
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kedge.cores import own_cores
 from kedge.errors import DatasetError, PictureError
-from kedge.picture import content_hash, read_for_encoder, square
+from kedge.picture import content_hash, is_text, read_bytes, read_for_encoder, square
 
 __all__ = ["Dataset", "Decoded", "Listed", "Listing", "Split", "SplitName", "divide"]
 
@@ -120,9 +120,15 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that tell whether classes and pictures, however they are divided, are those of another day."""
-        contents = sorted({*self.gallery.hashes, *self.test.hashes})
-        return sha256(json.dumps([self.classes, contents]).encode()).hexdigest()[:16]
+        """16 hex digits that tell whether pictures, classes and what is tested on are those of another day.
+
+        The same for every seed, number of shots and share to validate on.
+        """
+        parts = [
+            sorted({(content, int(label)) for content, label in zip(part.hashes, part.labels, strict=True)})
+            for part in (self.gallery, self.test)
+        ]
+        return sha256(json.dumps([self.classes, *parts]).encode()).hexdigest()[:16]
 
     def membership(self) -> dict[SplitName, list[str]]:
         """Return which contents are in which split; those that a few-shot draw left out count as train."""
@@ -172,17 +178,20 @@ def divide(
     classes = _classes(listing, max_classes)
     listed = [row for row in listing.rows if row.label in set(classes)]
     rows, skipped = _read_contents(listed)
-    rows, notes = _without_contradictions(rows)
+    rows, contradictory = _without_contradictions(rows)
+    skipped += contradictory
     rows = _with_splits(rows, membership)
     train = [row for row in rows if row.split == "train"]
     tested = {row.content for row in rows if row.split == "test"}
     held_out = {row.content for row in rows if row.split == "validation"} - tested
-    both = sum(row.content in tested or row.content in held_out for row in train)
-    if both:
-        notes.append(f"{both} training pictures stand among the test or validation pictures too: left out of training")
+    copies = [row for row in train if row.content in tested or row.content in held_out]
+    notes = []
+    if copies:
+        count = len(copies)
+        notes.append(f"{count} training pictures stand among the test or validation pictures too: left out of training")
     train = [row for row in train if row.content not in tested and row.content not in held_out]
     validation = [row for row in rows if row.split == "validation" and row.content not in tested]
-    _check_classes(classes, train, membership, _reasons(listed, skipped, notes))
+    _check_classes(classes, train, membership, _reasons(listed, skipped, copies))
     if not held_out:
         train, validation = _take(train, validation_share, seed + 1, most=shots)
     gallery = [row for row in rows if row.split in ("train", "validation") and row.content not in tested]
@@ -201,6 +210,9 @@ def divide(
 
 def _classes(listing: Listing, most: int | None) -> tuple[str, ...]:
     found = sorted({row.label for row in listing.rows if row.split != "test"} or {row.label for row in listing.rows})
+    for name in (listing.name, *found):
+        if not is_text(name):
+            raise DatasetError(f"the name {os.fsencode(name)!r} is not UTF-8: rename the folder")
     missing = sorted(set(listing.classes or ()) - {row.label for row in listing.rows})
     if missing:
         raise DatasetError(f"{listing.name}: class '{missing[0]}' has no picture: add some, or remove its folder")
@@ -220,26 +232,25 @@ def _read_contents(listed: Sequence[Listed]) -> tuple[list[_Row], list[PictureEr
 
     def read(row: Listed) -> _Row | PictureError:
         try:
-            return _Row(row.path, row.label, row.split, content_hash(Path(row.path).read_bytes()))
-        except OSError as error:
-            unread = "a folder that cannot be read" if Path(row.path).is_dir() else error.strerror
-            return PictureError(row.path, unread or str(error))
+            return _Row(row.path, row.label, row.split, content_hash(read_bytes(row.path)))
+        except PictureError as error:
+            return error
 
     found = list(_parallel(read, listed))
     return [row for row in found if isinstance(row, _Row)], [row for row in found if isinstance(row, PictureError)]
 
 
-def _without_contradictions(rows: Sequence[_Row]) -> tuple[list[_Row], list[str]]:
+def _without_contradictions(rows: Sequence[_Row]) -> tuple[list[_Row], list[PictureError]]:
     """Leave out pictures whose content stands under two labels: nobody can say which is right."""
     labels: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         labels[row.content].add(row.label)
-    kept = [row for row in rows if len(labels[row.content]) == 1]
-    if len(kept) == len(rows):
-        return kept, []
-    first = next(row for row in rows if len(labels[row.content]) > 1)
-    names = "' and '".join(sorted(labels[first.content]))
-    return kept, [f"{len(rows) - len(kept)} pictures stand under two labels and are left out: {first.path} ('{names}')"]
+    left_out = [
+        PictureError(row.path, "the same picture stands under " + " and ".join(map(repr, sorted(labels[row.content]))))
+        for row in rows
+        if len(labels[row.content]) > 1
+    ]
+    return [row for row in rows if len(labels[row.content]) == 1], left_out
 
 
 def _with_splits(rows: Sequence[_Row], membership: Mapping[str, SplitName]) -> list[_Row]:
@@ -291,9 +302,10 @@ def _shuffled(contents: Sequence[str], seed: int) -> list[str]:
     return [contents[position] for position in order]
 
 
-def _reasons(listed: Sequence[Listed], skipped: Sequence[PictureError], notes: Sequence[str]) -> dict[str, str]:
-    """Return by class why pictures of it are left out: the first that cannot be read, else what is noted of all."""
-    reasons = dict.fromkeys((row.label for row in listed), notes[0]) if notes else {}
+def _reasons(listed: Sequence[Listed], skipped: Sequence[PictureError], copies: Sequence[_Row]) -> dict[str, str]:
+    """Return by class why pictures of it are left out of training: the first that cannot be used, else a copy."""
+    among = "stands among the test or validation pictures too"
+    reasons = {row.label: f"{row.path} {among}" for row in reversed(copies)}
     label_of = {row.path: row.label for row in listed}
     return reasons | {label_of[failure.path]: str(failure) for failure in reversed(skipped)}
 
