@@ -299,8 +299,22 @@ def test_json_has_the_shape_that_others_build_on():
     assert len(found["precision_recall"]) == 101
 
 
+def test_long_vectors_in_half_precision_have_the_same_figures():
+    queries, query_labels, gallery, labels, anchors = clustered(0)
+    longer = (300.0 * queries).astype(np.float16), (300.0 * gallery).astype(np.float16)
+    found = report_of((longer[0], query_labels, longer[1], labels, anchors), distance="cosine")
+    expected = report_of(
+        (longer[0].astype(np.float64), query_labels, longer[1].astype(np.float64), labels, anchors), distance="cosine"
+    )
+    for one, other in zip(found.search, expected.search, strict=True):
+        assert (one.map, one.precision_at, one.recall_at) == (other.map, other.precision_at, other.recall_at)
+    assert found.headline()["map"] > 0.5
+
+
 def test_impossible_input_is_named():
     data = clustered(0)
+    with pytest.raises(InputError, match="the distance is 'l2' or 'cosine', not 'L2'"):
+        report_of(data, distance="L2")
     with pytest.raises(InputError, match="probes"):
         report_of(data, probes=(0,))
     queries, query_labels, gallery, labels, anchors = data

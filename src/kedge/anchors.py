@@ -125,5 +125,7 @@ def expand_queries(queries: npt.NDArray[np.floating], anchors: npt.NDArray[np.fl
 
 def unit_length(vectors: npt.NDArray[np.floating]) -> Vectors:
     """Return vectors, shape (n, d), divided by their norms; a zero vector stays zero."""
+    # Squares of half precision end at 65,504.
+    vectors = vectors.astype(np.promote_types(vectors.dtype, np.float32), copy=False)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,10 @@ def evaluate_vectors(
     gallery are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
     """
     check_probes(probes)
-    queries, gallery = np.asarray(queries), np.asarray(gallery)
+    if distance not in get_args(Distance):
+        raise InputError(f"the distance is 'l2' or 'cosine', not {distance!r}")
+    with np.errstate(over="ignore"):
+        queries, gallery = np.asarray(queries, dtype=np.float32), np.asarray(gallery, dtype=np.float32)
     _check_vectors(queries, gallery, anchors, leave_one_out)
     query_labels = _checked_labels(query_labels, len(queries), classes, "query_labels")
     gallery_labels = _checked_labels(gallery_labels, len(gallery), classes, "gallery_labels")
