@@ -21,6 +21,11 @@ def test_unknown_setting_names_the_nearest():
         ("shots", 0),
         ("margin", float("inf")),
         ("scale", float("nan")),
+        ("epochs", True),
+        ("epochs", "20"),
+        ("epochs", 20.5),
+        ("flip", "yes"),
+        ("loss", 3),
     ],
 )
 def test_impossible_value_names_the_setting(name, value):

@@ -26,7 +26,8 @@ class TrainingConfig(BaseModel):
     The resolved values, without a None, are stored in the model's `kedge.json`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Strict: "20", 20.0 and true are no numbers of epochs, and "yes" is no truth value.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     loss: str = "cam-sphere"
     backbone: str | None = None

@@ -112,8 +112,11 @@ class Grid(_Closed):
     def _check(self) -> None:
         for name, variant in self.variants.items():
             # It is part of a folder's name.
-            if not fullmatch(r"\w[\w .+=-]*", name):
-                raise ConfigError(f"a variant cannot be called '{name}': take letters, digits, spaces and . + = - _")
+            if not fullmatch(r"[^\W_][\w .+=-]*", name):
+                raise ConfigError(
+                    f"a variant cannot be called '{name}': begin with a letter or digit, and take these, spaces and "
+                    ". + = - _"
+                )
             if "loss" not in variant:
                 raise ConfigError(f"the variant '{name}' names no loss: give it one, such as loss = \"cam-sphere\"")
             if name in LOSSES and variant["loss"] != name:
@@ -222,7 +225,11 @@ def _check_shape(values: Mapping[str, Any]) -> None:
         if name in LISTS and not isinstance(value, list | tuple):
             raise ConfigError(f"'{name}' of the grid is a list: write {name} = [{json.dumps(value)}]")
     for name, word, words in (("shots", "numbers from 1, or full", ("full",)), ("seeds", "numbers from 0", ())):
-        wrong = [each for each in values.get(name, ()) if not isinstance(each, int) and each not in words]
+        wrong = [
+            each
+            for each in values.get(name, ())
+            if not (isinstance(each, int) and not isinstance(each, bool)) and each not in words
+        ]
         if wrong:
             raise ConfigError(f"{name} cannot be {wrong[0]!r}: give {word}, separated by commas")
     tries = values.get("tries")

@@ -24,6 +24,9 @@ class Trained(torch.nn.Module):
         torch.manual_seed(0)
         self.head = torch.nn.Linear(DIM, DIM)
         self.loss = loss_recipe(name).build(CLASSES, DIM, TrainingConfig(margin=0.5))
+        if name in ("cam", "cam-sphere"):
+            # They begin exactly so far apart that they do not repel each other.
+            self.loss.anchors.data += 0.3 * torch.randn(CLASSES, DIM)
 
     def forward(self, inputs, labels):
         return self.loss(self.head(inputs), labels)

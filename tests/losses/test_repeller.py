@@ -54,6 +54,13 @@ def test_gradient_passes_the_numerical_check():
     assert torch.autograd.gradcheck(lambda points: sampled_repeller(points, rows, 1.0), (anchors,))
 
 
+def test_second_derivatives_are_refused():
+    """They would lack the repeller's part."""
+    anchors = torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        torch.autograd.grad(full_repeller(anchors, 3.0) + anchors.sum(), anchors, create_graph=True)
+
+
 def test_estimate_is_unbiased_in_value_and_gradient():
     torch.manual_seed(2)
     anchors = torch.randn(9, 3, dtype=torch.float64)

@@ -90,6 +90,8 @@ class _Hinge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if torch.is_grad_enabled():  # by create_graph=True
+            raise NotImplementedError("the repeller has no second derivatives: leave create_graph=True out")
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0], None, None, None
 
