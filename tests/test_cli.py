@@ -210,6 +210,8 @@ def test_an_evaluation_tells_what_it_cannot_know(place, tmp_path, monkeypatch, c
     draw_classes(tmp_path / "others", ["ring", "star"], each=8, size=32, seed=0)
     broken = sorted((tmp_path / "others" / "ring").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:60])
+    twice = tmp_path / "others" / "star" / "twice.png"
+    shutil.copy(broken.with_name("0001.png"), twice)
     shutil.copytree(place / "model", tmp_path / "model")
     monkeypatch.setattr(sys, "argv", ["kedge", "evaluate", str(tmp_path / "model"), str(tmp_path / "others")])
     with pytest.raises(SystemExit):
@@ -218,6 +220,7 @@ def test_an_evaluation_tells_what_it_cannot_know(place, tmp_path, monkeypatch, c
     assert "does not say what it was trained on (no splits.json)" in said
     assert "knows none of these 2 classes" in said
     assert f"left out {broken}: cannot be read" in said
+    assert f"left out {twice}: the same picture stands under 'ring' and 'star'" in said
 
 
 def test_help_is_instant_and_loads_nothing_heavy():

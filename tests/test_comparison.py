@@ -151,7 +151,7 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path):
     grid = Grid.of({"datasets": [str(tmp_path / "photos")], "losses": ["none"], "seeds": [0], "settings": SETTINGS})
     (row,) = kedge.compare(grid, tmp_path / "out").rows
     assert row["left_out"] == 1
-    assert "1 that cannot be read left out" in (tmp_path / "out" / "report.html").read_text()
+    assert "1 that cannot be used left out" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_loss_that_had_nothing_to_learn_from_is_a_failure(tmp_path):

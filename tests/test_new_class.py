@@ -94,6 +94,9 @@ def test_a_model_of_the_first_classes_is_measured_on_these_and_on_those_added(tm
             if whole.classes[label] != "green"
         ]
     assert kedge.evaluate(grown, tmp_path / "photos", probes=(1,)).classes == 3
+    # Of a folder with fewer classes than it was told to take, there are those.
+    model.write_card(model.card.model_copy(update={"trained": {**model.card.trained, "classes": 5}}))
+    assert load_for(model, tmp_path / "photos").classes == ("blue", "cyan", "green", "red")
 
 
 def test_mistakes_change_nothing(model, tmp_path):

@@ -1,5 +1,6 @@
 """Training: from pictures to a whole model folder, resumed after a kill, stopped with a reason."""
 
+import errno
 import json
 import os
 import shutil
@@ -91,10 +92,10 @@ def test_pictures_left_out_are_named(photos, tmp_path, capsys):
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, *missing]))
     kedge.train(tmp_path / "list.csv", tmp_path / "model", **{**FAST, "quiet": False, "epochs": 1})
     said = capsys.readouterr()
-    assert "gone0.png: No such file" in said.out + said.err
+    assert "gone0.png: no such file" in said.out + said.err
     assert "left out 5 more" in said.out + said.err
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, f"{tmp_path}/gone.png,ring"]))
-    with pytest.raises(DatasetError, match=r"class 'ring' has no training picture .*gone\.png: No such file"):
+    with pytest.raises(DatasetError, match=r"class 'ring' has no training picture .*gone\.png: no such file"):
         kedge.train(tmp_path / "list.csv", tmp_path / "other", **FAST)
 
 
@@ -109,6 +110,33 @@ def test_a_test_picture_that_cannot_be_read_is_named(photos, tmp_path, capsys):
         pytest.fail("never drawn to test on")
     kedge.train(tmp_path / "photos", tmp_path / "model", **{**FAST, "quiet": False, "epochs": 1})
     assert capsys.readouterr().err.count(f"left out {broken}: cannot be read") == 1
+
+
+def test_a_model_is_kept_where_no_test_picture_can_be_read(photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos" / "train")
+    for number, name in enumerate(("circle", "square", "cross")):
+        (tmp_path / "photos" / "test" / name).mkdir(parents=True)
+        (tmp_path / "photos" / "test" / name / "0.png").write_bytes(b"version https://git-lfs %d" % number)
+    model = kedge.train(tmp_path / "photos", tmp_path / "model", loss="none", **{**FAST, "dim": None, "quiet": False})
+    assert "none of the 3 test pictures of photos can be read" in capsys.readouterr().err
+    assert "test" not in model.card.scores
+    with pytest.raises(DatasetError, match="none of the 3 test pictures"):
+        kedge.evaluate(model, tmp_path / "photos")
+
+
+def test_a_model_goes_to_its_place_from_another_file_system(photos, tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def across(place, to):
+        if place.parent.name == "state":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(place, to)
+
+    monkeypatch.setattr(Path, "rename", across)
+    model = kedge.train(photos, tmp_path / "model", loss="none", state=tmp_path / "state", **{**FAST, "dim": None})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "state"]
+    assert (model.folder / "report.html").is_file()
+    assert not (tmp_path / "state" / "model").exists()
 
 
 def test_one_picture_a_class_to_validate_on_has_no_map(tmp_path):
@@ -489,6 +517,29 @@ def test_a_whole_model_is_taken_for_no_other_run(photos, tmp_path):
     next(mine.rglob("*.png")).unlink()
     with pytest.raises(InputError, match="have changed since"):
         kedge.train(mine, tmp_path / "model", resume=True, **small)
+    untrained = {"loss": "none", "precision": "bfloat16", "resume": True, "quiet": True}
+    kedge.train(photos, tmp_path / "none", **untrained)
+    kedge.train(photos, tmp_path / "none", **untrained)
+
+
+def test_a_run_goes_on_with_the_labels_that_it_began_with(photos, tmp_path):
+    rows = [
+        [str(path), path.parent.name, "test" if path.stem.endswith("3") else "train"]
+        for path in (sorted(photos.rglob("*.png")))
+    ]
+    listed = tmp_path / "list.csv"
+
+    def write():
+        listed.write_text("\n".join(["path,label,split", *map(",".join, rows)]))
+
+    write()
+    for out in ("first", "second"):
+        kedge.train(listed, tmp_path / out, state=tmp_path / "state", resume=out == "second", **FAST)
+    rows[0][1], rows[-1][1] = rows[-1][1], rows[0][1]
+    write()
+    for out in ("first", "third"):  # a whole model, and the state of an unfinished one
+        with pytest.raises(InputError, match="have changed since"):
+            kedge.train(listed, tmp_path / out, state=tmp_path / "state", resume=True, **FAST)
 
 
 def test_a_run_has_a_folder_to_write_and_settings_to_try(photos, tmp_path):

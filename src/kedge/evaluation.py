@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kedge.datasets import Dataset, Split, load_dataset
 from kedge.encoder import Encoder
-from kedge.errors import DatasetError
+from kedge.errors import DatasetError, PictureError
 from kedge.figures import Probes, Report
 from kedge.measurement import DEFAULT_PROBES, check_probes, evaluate_vectors
 from kedge.model import Model
@@ -51,7 +51,10 @@ def load_for(model: Model, data: str | Path) -> Dataset:
     seed, most = int(trained.get("seed", 0)), trained.get("classes")
     membership = model.splits()
     if most is not None:
-        dataset = load_dataset(data, seed=seed, max_classes=most, membership=membership)
+        try:
+            dataset = load_dataset(data, seed=seed, max_classes=most, membership=membership)
+        except DatasetError:  # of fewer classes, perhaps; what else is wrong is said below
+            return load_dataset(data, seed=seed, membership=membership)
         if dataset.classes == model.card.classes:
             return dataset
         if set(dataset.classes) <= set(model.card.classes):
@@ -75,18 +78,23 @@ def evaluate_dataset(
         )
     encoder = Encoder(model, runtime=runtime)
     queries, query_labels, asked = encode_split(encoder, dataset.test)
+    if not len(queries):
+        first = dataset.test.paths[0]
+        raise DatasetError(
+            f"none of the {len(dataset.test)} test pictures of {dataset.name} can be read, such as {first}"
+        )
     if expand:
         queries = model.expand(queries)
     gallery, gallery_labels, stored = encode_split(encoder, dataset.gallery)
     report = evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
     read = {*asked, *stored}
-    unread = tuple(
-        path
+    unread = [
+        PictureError(path, "cannot be read")
         for split in (dataset.test, dataset.gallery)
         for path, content in zip(split.paths, split.hashes, strict=True)
         if content not in read
-    )
-    return replace(report, expanded=expand, left_out=len(dataset.skipped) + len(unread), unread=unread)
+    ]
+    return replace(report, expanded=expand, left_out=(*dataset.skipped, *unread))
 
 
 def evaluate_embedded(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kedge.errors import InputError
+from kedge.errors import InputError, PictureError
 from kedge.model import Distance
 
 __all__ = ["Confusion", "FiledBy", "Probes", "Report", "SearchFigures"]
@@ -56,10 +56,8 @@ class Report:
     """Interpolated precision, exhaustive, at recall 0, 0.01, ..., 1."""
     expanded: bool = False
     """Whether the queries were turned to the anchors of the classes they look like."""
-    left_out: int = 0
-    """Pictures of the data set that cannot be read."""
-    unread: tuple[str, ...] = ()
-    """Paths of those of them that would have been queries or in the gallery."""
+    left_out: tuple[PictureError, ...] = ()
+    """Pictures of the data set that cannot be used: read, above all, or told which of two labels they have."""
 
     def figures(
         self, mode: str, distance: str, filed_by: str | None = None, probes: Probes | None = None
@@ -85,7 +83,7 @@ class Report:
             "dataset": self.dataset,
             "queries": self.queries,
             "gallery": self.gallery,
-            "left_out": self.left_out,
+            "left_out": len(self.left_out),
             "classes": self.classes,
             "dim": self.dim,
             "distance": self.distance,

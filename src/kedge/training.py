@@ -1,5 +1,6 @@
 """Training: labelled pictures -> a model folder, whole or absent, and resumable until it is whole."""
 
+import errno
 import json
 import shutil
 import sys
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -144,7 +146,8 @@ def train(
         (stage / SPLITS).write_text(json.dumps(dataset.membership()), "utf-8")
         if (partial / METRICS).is_file():
             shutil.copy(partial / METRICS, stage / METRICS)
-        trained = {"data": place_of(data), **dataset.describe(), **resolved.model_dump(exclude_none=True)}
+        trained = {"data": place_of(data), "pictures": dataset.fingerprint, **dataset.describe()}
+        trained |= resolved.model_dump(exclude_none=True)
         trained["precision"] = precision
         card = ModelCard(
             kedge_version=version("kedge"),
@@ -159,27 +162,45 @@ def train(
         )
         write_card(stage, card, anchors)
         _say("evaluating on the test pictures", quiet or not evaluate or not len(dataset.test))
-        unread = _report(stage, dataset, evaluate) - {*dataset.gallery.paths}
-        _say_left_out([PictureError(path, "cannot be read") for path in sorted(unread)], quiet)
-        stage.rename(out)
+        _report(stage, dataset, evaluate, quiet)
+        _put(stage, out)
     if not state:
         shutil.rmtree(partial)
     return Model.load(out)
 
 
-def _report(folder: Path, dataset: Dataset, evaluate: bool) -> set[str]:
-    """Evaluate the staged model on the test pictures, if there are any; add the scores to its card, write its page.
-
-    Returns the paths of pictures that could not be read.
-    """
+def _report(folder: Path, dataset: Dataset, evaluate: bool, quiet: bool) -> None:
+    """Evaluate the staged model on the test pictures, if there are any; add the scores to its card, write its page."""
     model, report, material = Model.load(folder), None, None
     if evaluate and len(dataset.test):
-        report = evaluate_dataset(model, dataset)
+        try:
+            report = evaluate_dataset(model, dataset)
+        except DatasetError as error:
+            # Hours of training are not lost for that.
+            _say(f"{error}: nothing was measured", quiet)
+    if report:
+        tested = {*dataset.test.paths}
+        _say_left_out([failure for failure in report.left_out if failure.path in tested], quiet)
         scores = {**model.card.scores, "test": report.headline()}
         write_card(folder, model.card.model_copy(update={"scores": scores}), model.anchors)
         model, material = Model.load(folder), gather_material(model, dataset)
     (folder / REPORT).write_text(report_page(model, report, material), "utf-8")
-    return {*report.unread} if report else set()
+
+
+def _put(stage: Path, out: Path) -> None:
+    """Move a whole model to its place, in one step there; `train(state=...)` may lie on another file system."""
+    try:
+        stage.rename(out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
+        try:
+            shutil.copytree(stage, beside)
+            beside.rename(out)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(stage)
 
 
 def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -> Network:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from kedge.encoder import Encoder
 from kedge.errors import InputError
 from kedge.hits import Hit, SearchResult
 from kedge.measurement import evaluate_vectors
@@ -231,7 +232,12 @@ def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, mo
     draw_classes(tmp_path / "photos", ["red", "green", "blue"], each=8, size=16, seed=0)
     report = evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
     page = Page((model.folder / "report.html").read_text("utf-8"))
-    assert f"{report.queries} test pictures" in page.text
+    assert f"{report.queries} test pictures searched" in page.text  # whether trained on is not known
+    with monkeypatch.context() as patch:
+        asked = []
+        patch.setattr("kedge.page.report.Encoder", lambda _, *, runtime: asked.append(runtime) or Encoder(model))
+        evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,), runtime="onnxruntime")
+    assert asked == ["onnxruntime"]
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
@@ -239,9 +245,9 @@ def test_evaluate_to_page_writes_the_page_and_names_what_hinders_it(tmp_path, mo
     broken = sorted((tmp_path / "photos" / "red").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:60])
     again = evaluate_to_page(model.folder, tmp_path / "photos", probes=(1,))
-    assert again.left_out == 1
+    assert [failure.path for failure in again.left_out] == [str(broken)]
     page = Page((model.folder / "report.html").read_text("utf-8"))
-    assert "Left out, because they cannot be read: 1." in page.text
+    assert "Left out, because they cannot be used: 1." in page.text
 
     before = sorted(model.folder.iterdir())
     monkeypatch.setattr("kedge.page.report.evaluate_dataset", lambda *_, **__: again)  # not looked at any more

@@ -232,8 +232,8 @@ def evaluate(
         )
     if not {*report.per_class} & {*opened.card.classes}:
         print(f"kedge: {model} knows none of these {report.classes} classes", file=sys.stderr)
-    for path in report.unread:
-        print(f"left out {path}: cannot be read", file=sys.stderr)
+    for failure in report.left_out:
+        print(f"left out {failure}", file=sys.stderr)
     if json_:
         print(json.dumps(report.to_json()))
         return
@@ -291,7 +291,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 
 def _show_report(report: Any) -> None:
-    left_out = f"; left out, because they cannot be read: {report.left_out}" if report.left_out else ""
+    left_out = f"; left out, because they cannot be used: {len(report.left_out)}" if report.left_out else ""
     print(
         f"{report.queries} queries{', expanded,' if report.expanded else ''} in a gallery of {report.gallery}, "
         f"{report.classes} classes, {report.dim} dimensions{left_out}"

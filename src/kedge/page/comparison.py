@@ -187,7 +187,7 @@ def _retrieval(group: _Group, prefix: str, what: str) -> list[_Table]:
     said = "" if prefix else f" ({group.seeds()}, {group.said('queries')} queries, gallery of {group.said('gallery')})"
     left_out = max(row.get("left_out", 0) for found in group.by_loss.values() for row in found)
     if left_out and not prefix:
-        said += f"; {left_out} that cannot be read left out"
+        said += f"; {left_out} that cannot be used left out"
     tables = []
     for heading, figures in ((said, exhaustive), (": two-stage search", probed)):
         if prefix == "shots_":

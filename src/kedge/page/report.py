@@ -50,9 +50,9 @@ class ReportMaterial:
     examples: Mapping[str, Sequence[bytes]]
 
 
-def gather_material(model: Model, dataset: Dataset) -> ReportMaterial:
+def gather_material(model: Model, dataset: Dataset, *, runtime: Runtime = "auto") -> ReportMaterial:
     """Encode a sample of the test pictures, spread evenly over them, and read a few of each class to show."""
-    encoder = Encoder(model)
+    encoder = Encoder(model, runtime=runtime)
     rows = np.unique(np.linspace(0, len(dataset.test) - 1, min(MOST_MAPPED, len(dataset.test))).astype(np.int64))
     decoded = dataset.test[rows].decode(encoder.image_size)
     examples: dict[str, list[bytes]] = {}
@@ -85,7 +85,7 @@ def evaluate_to_page(
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
     dataset = load_for(opened, data)
     report = evaluate_dataset(opened, dataset, probes=probes, expand=expand, runtime=runtime)
-    _write(place, report_page(opened, report, gather_material(opened, dataset)))
+    _write(place, report_page(opened, report, gather_material(opened, dataset, runtime=runtime)))
     return report
 
 
@@ -101,7 +101,7 @@ def report_page(model: Model, report: Report | None, material: ReportMaterial | 
         f"<h1>{escape(title)}</h1>\n<p class='soft'>{escape(made)}, made {escape(model.card.created_at[:10])}.</p>"
     ]
     if report:
-        parts += [_headline(report), _protocol(report), _search_table(report)]
+        parts += [_headline(report), _protocol(report, unseen=bool(model.splits())), _search_table(report)]
     else:
         parts.append("<p>Not measured on test pictures: <code>kedge evaluate</code> does it, where there are some.</p>")
     parts.append(_plots(model, report, material))
@@ -128,17 +128,18 @@ def _headline(report: Report) -> str:
     return f"<div class='figures'>{cards}</div>"
 
 
-def _protocol(report: Report) -> str:
+def _protocol(report: Report, *, unseen: bool) -> str:
     lonely = report.queries_without_relevant
     left_out = f" {lonely} queries have no relevant picture and are left out of the means." if lonely else ""
     expanded = " Queries are expanded: turned to the anchors of the classes they look like." if report.expanded else ""
     distance = "Euclidean distance (L2)" if report.distance == "l2" else "cosine"
-    unread = f" Left out, because they cannot be read: {report.left_out:,}." if report.left_out else ""
+    unused = f" Left out, because they cannot be used: {len(report.left_out):,}." if report.left_out else ""
     return (
-        f"<p>{report.queries:,} test pictures, never trained on, searched among {report.gallery:,} training pictures "
+        f"<p>{report.queries:,} test pictures{', never trained on,' if unseen else ''} searched among "
+        f"{report.gallery:,} training pictures "
         f"of {report.classes:,} classes. A picture counts as right when it has the query's class. Vectors have "
         f"{report.dim} dimensions; the figures above rank all pictures by {distance}, the model's own "
-        f"distance.{expanded}{left_out}{unread}</p>"
+        f"distance.{expanded}{left_out}{unused}</p>"
     )
 
 
