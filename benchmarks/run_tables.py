@@ -94,7 +94,8 @@ def full(data, rows):
     head("loss", *names)
     for loss, found in losses.items():
         line(loss, *(cell(found, figure) for figure in figures))
-    if not any(rows[0]["learns_anchors"] for rows in losses.values()):
+    anchored = [loss for loss, found in losses.items() if found[0]["learns_anchors"]]
+    if not anchored or all(loss in anchored or loss.startswith(READ_OUT) for loss in losses):
         return
     print()
     head("data", "epochs", "by", "best with class anchors", "best other", "ratio", "R@1, points")
