@@ -300,13 +300,14 @@ class Intake:
         vectors = self._vectors(chunk, [(row, new["id"]) for row, new in changed])
         # What another process has removed meanwhile stays removed.
         changed = [(row, new) for row, new in changed if row in vectors]
-        for read in (False, True):
-            part = [(row, new) for row, new in changed if (new["width"] != there[new["id"]]["width"]) is read]
+        # The rows of one commit have the same columns: those that become pictures have more.
+        for becomes in (False, True):
+            part = [(row, new) for row, new in changed if (new["width"] != there[new["id"]]["width"]) is becomes]
             if part:
                 filed = np.stack([vectors[row] for row, _ in part])
                 columns = {name: [new[name] for _, new in part] for name in (*_SAID, *said)}
                 columns |= self._filing(filed, [new["label"] for _, new in part])
-                columns |= _read_columns([chunk.readings[row] for row, _ in part]) if read else {}
+                columns |= _read_columns([chunk.readings[row] for row, _ in part]) if becomes else {}
                 self._table.update({**columns, "embedding": filed})
         return sum(row not in touched for row, _ in changed)
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kedge.errors import InputError
 from kedge.losses import ClassAnchorMargin, repeller
 from kedge.losses.repeller import PairWatch, full_repeller, sampled_repeller
 
@@ -57,7 +58,7 @@ def test_gradient_passes_the_numerical_check():
 def test_second_derivatives_are_refused():
     """They would lack the repeller's part."""
     anchors = torch.randn(4, 3, requires_grad=True)
-    with pytest.raises(NotImplementedError, match="no second derivatives"):
+    with pytest.raises(InputError, match="no second derivatives"):
         torch.autograd.grad(full_repeller(anchors, 3.0) + anchors.sum(), anchors, create_graph=True)
 
 

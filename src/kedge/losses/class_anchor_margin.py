@@ -64,7 +64,7 @@ class ClassAnchorMargin(nn.Module):
     mined. Up to 384 classes the repeller is summed over all pairs of anchors; beyond, a step stays as cheap as one of a
     softmax over the classes: the repeller is exact where few anchors are near each other, else an unbiased estimate
     (`exact` tells of the last step; on the sphere it is always an estimate; see `kedge.losses.repeller`). Arithmetic is
-    at least float32, whatever the autocast.
+    at least float32, whatever the autocast. It has first derivatives alone: create_graph=True raises InputError.
 
     margin:        m, the radius kept for a class; anchors repel each other up to 2m.
     least_norm:    p, the norm below which an anchor is pushed from the origin.

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kedge.errors import InputError
+
 __all__ = ["PairWatch", "Reduction", "full_repeller", "sampled_repeller"]
 
 Reduction = Literal["sum", "mean"]
@@ -91,7 +93,7 @@ class _Hinge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
         if torch.is_grad_enabled():  # by create_graph=True
-            raise NotImplementedError("the repeller has no second derivatives: leave create_graph=True out")
+            raise InputError("the class-anchor margin loss has no second derivatives: leave create_graph=True out")
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0], None, None, None
 
