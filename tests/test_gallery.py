@@ -238,6 +238,20 @@ def test_copies_are_stored_once_and_adding_them_again_changes_nothing(gallery, t
     assert rows(gallery, "path") == [{"path": str(first)}]
 
 
+@pytest.mark.parametrize("chunk", [1, 1024])
+def test_of_copies_the_one_with_a_label_gives_it(gallery, tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(intake, "COMMIT_PICTURES", chunk)
+    first = picture(tmp_path / "1.png", 0, 1)
+    second, third = tmp_path / "2.png", tmp_path / "3.png"
+    shutil.copy2(first, second)
+    shutil.copy2(first, third)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n2.png,red\n3.png,\n")
+    report = gallery.add(first, second, third, labels=labels)
+    assert (report.added, report.failed) == (1, ())
+    assert rows(gallery, "path", "label") == [{"path": str(second), "label": "red"}]
+
+
 def test_broken_pictures_are_left_out_and_named(gallery, tmp_path):
     root = folder_of(tmp_path / "photos", each=1)
     (root / "red" / "empty.png").write_bytes(b"")

@@ -222,7 +222,7 @@ class Intake:
 
     def _store(self, chunk: _Chunk, failed: dict[int, PictureError]) -> AddReport:
         """Commit a chunk: new rows in one commit, changed ones in another."""
-        rows = [row for row in self._first_come(chunk, failed) if chunk.ids[row] is not None]
+        rows = self._rows_to_store(chunk, failed)
         ids = [str(chunk.ids[row]) for row in rows]
         # Vectors are most often new, and the insertion leaves out what is there: only then need they be looked up.
         there = {} if len(chunk.embeddings) == len(chunk.ids) else self._rows(ids, chunk)
@@ -237,18 +237,20 @@ class Intake:
         unchanged = len(chunk.sources) - len(failed) - added - updated
         return AddReport(added, updated, unchanged, tuple(failed[row] for row in sorted(failed)))
 
-    def _first_come(self, chunk: _Chunk, failed: dict[int, PictureError]) -> Iterator[int]:
+    def _rows_to_store(self, chunk: _Chunk, failed: dict[int, PictureError]) -> list[int]:
+        """Return a row of each content that is new to this add: the first with a label, else the first of all."""
+        chosen: dict[str, int] = {}
         for row, key in enumerate(chunk.ids):
             if key is None:
                 continue
             name, label = chunk.sources.names[row], chunk.sources.labels[row]
-            if key not in self._seen:
+            first, other = self._seen.get(key, (name, None))
+            if key not in self._seen or (other is None and label is not None):
                 self._seen[key] = name, label
-                yield row
-                continue
-            first, other = self._seen[key]
-            if None not in (label, other) and label != other:
+                chosen[key] = row
+            elif None not in (label, other) and label != other:
                 failed[row] = PictureError(name, f"same content as {first}, which is labelled '{other}': remove one")
+        return sorted(chosen.values())
 
     def _rows(self, ids: Sequence[str], chunk: _Chunk) -> dict[str, dict[str, Any]]:
         found = self._table.find("id", ids, (*_SAID, "width", *chunk.sources.metadata))

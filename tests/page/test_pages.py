@@ -115,9 +115,14 @@ def test_contact_sheet_of_nothing_and_of_many():
     assert [attributes["href"] for attributes in many.of("a")] == [f"#q{number}" for number in range(12)]
 
 
-def test_same_label_has_the_same_colour_everywhere():
-    hues = re.findall(r"--hue:(\d+)'>([^<]+)<", sheet([result()]))
-    assert len({(name, hue) for hue, name in hues}) == len({name for _, name in hues}) == 3
+def test_a_label_has_one_hue_on_a_page_and_far_from_those_of_others():
+    hits = [Hit(number, str(number), None, f"class {number % 12}", 0.0, "a") for number in range(36)]
+    results = [SearchResult("q", tuple(some), ("a",), 1.0) for some in (hits[:20], hits[20:])]
+    chips = re.findall(r"--hue:(\d+)'>([^<]+)<", sheet(results))
+    assert len(chips) == 36
+    hues = sorted(int(hue) for hue, _ in set(chips))
+    assert len(hues) == len({name for _, name in chips}) == 12
+    assert min(np.diff([*hues, hues[0] + 360])) >= 15
 
 
 def test_report_says_the_numbers_that_were_measured(measured):

@@ -1,6 +1,5 @@
 """Contact sheet: what searches found, as pictures on one page."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
@@ -29,13 +28,19 @@ def contact_sheet(
     if count > 3:
         links = "".join(f"<li><a href='#q{row}'>{escape(_name(result))}</a></li>" for row, result in enumerate(results))
         head += f"\n<ol class='jump'>{links}</ol>"
+    labels = sorted({hit.label for result in results for hit in result.hits if hit.label})
+    # Steps of the golden angle: however many labels there are, the hues of a page lie well apart.
+    hues = {label: round(137.508 * number) % 360 for number, label in enumerate(labels)}
     sections = [
-        _query(row, result, jpeg, thumbnails) for row, (result, jpeg) in enumerate(zip(results, queries, strict=True))
+        _query(row, result, jpeg, thumbnails, hues)
+        for row, (result, jpeg) in enumerate(zip(results, queries, strict=True))
     ]
     return frame(title, "\n".join([head, *sections]))
 
 
-def _query(row: int, result: SearchResult, jpeg: bytes, thumbnails: Mapping[str, bytes]) -> str:
+def _query(
+    row: int, result: SearchResult, jpeg: bytes, thumbnails: Mapping[str, bytes], hues: Mapping[str, int]
+) -> str:
     probed = ", ".join(map(escape, result.probed[:6])) or "none"
     more = f" and {len(result.probed) - 6} more" if len(result.probed) > 6 else ""
     asked = (
@@ -50,7 +55,7 @@ def _query(row: int, result: SearchResult, jpeg: bytes, thumbnails: Mapping[str,
             f"<div class='doubt'>perhaps of no known class: {result.percentile:.0f} % of known pictures "
             f"lie nearer to an anchor</div>"
         )
-    hits = "".join(_hit(hit, thumbnails.get(hit.id)) for hit in result.hits)
+    hits = "".join(_hit(hit, thumbnails.get(hit.id), hues) for hit in result.hits)
     found = f"<ol class='hits'>{hits}</ol>" if hits else "<p class='soft'>Nothing was found: no picture matches.</p>"
     return (
         f"<section class='query' id='q{row}' aria-label='query {escape(_name(result))}'>"
@@ -58,10 +63,10 @@ def _query(row: int, result: SearchResult, jpeg: bytes, thumbnails: Mapping[str,
     )
 
 
-def _hit(hit: Hit, jpeg: bytes | None) -> str:
+def _hit(hit: Hit, jpeg: bytes | None, hues: Mapping[str, int]) -> str:
     path = hit.path or ""
     shown = picture_tag(jpeg, f"hit {hit.rank}: {hit.label or path}") if jpeg else "no picture"
-    label = f"<span class='chip' style='--hue:{_hue(hit.label)}'>{escape(hit.label)}</span>" if hit.label else ""
+    label = f"<span class='chip' style='--hue:{hues[hit.label]}'>{escape(hit.label)}</span>" if hit.label else ""
     elsewhere = f"<div class='soft'>filed under {escape(hit.anchor)}</div>" if hit.anchor != hit.label else ""
     return (
         f"<li><figure><div class='shown'>{shown}</div><figcaption>"
@@ -85,8 +90,3 @@ def _short(path: str, label: str | None, most: int = 26) -> str:
 def _figure(distance: float) -> str:
     """Return a distance with four significant figures, so that neighbours can be compared: 0.278 -> 0.2780."""
     return f"{distance:#.4g}".removesuffix(".")
-
-
-def _hue(label: str) -> int:
-    """Return the same hue, 0..359, for the same label on every page."""
-    return int.from_bytes(hashlib.blake2b(label.encode("utf-8", "replace"), digest_size=2).digest(), "big") % 360
