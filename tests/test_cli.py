@@ -128,12 +128,63 @@ def test_mistakes_are_one_line_that_says_what_to_do(place, tmp_path, mistake):
     assert "none.csv" in mistake("add", gallery, place / "photos", "--labels", tmp_path / "none.csv")
     # Whatever is named in place of a gallery or a model, it is not to be removed.
     for said in (mistake("search", place / "photos", query), mistake("info", place / "photos")):
-        assert "is no gallery: make one" in said
+        assert "no gallery: " in said
         assert "remove" not in said
     assert "is a model, no gallery" in mistake("search", place / "model", query)
     assert "is no model folder" in mistake("evaluate", gallery, place / "photos")
+    for words in (("evaluate", query, place / "photos"), ("search", query, query)):
+        assert "is a file" in mistake(*words)
+    assert "is a file: --out names" in mistake("train", place / "photos", "--out", query / "model")
     assert "give --data for each" in mistake("compare", "--data", "digits,svhn", "--out", tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["search gallery photos/green -k 3", "info gallery"])
+def test_a_reader_that_goes_away_is_no_failure(place, words):
+    words = words.replace("photos/green", f"'{next((place / 'photos' / 'green').iterdir())}'")
+    done = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -m kedge {words} | true; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one_and_the_hits(place, tmp_path, monkeypatch, capsys):
+    page, query = tmp_path / "hits.html", next((place / "photos" / "green").iterdir())
+    page.write_text("the old one")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kedge.page.writing.tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr(sys, "argv", ["kedge", "search", str(place / "gallery"), str(query), "--html", str(page)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert str(query) in said.out
+    assert "No space left on device" in said.err
+    assert page.read_text() == "the old one"
+
+
+def test_names_stand_in_one_line_whatever_they_hold(tmp_path, monkeypatch, capsys):
+    make_model(tmp_path / "model")
+    folder = tmp_path / "a\nb\x1b[31m"
+    draw_classes(folder, ["red"], each=2, size=32, seed=0)
+    for words in (
+        ("create", tmp_path / "g", "--model", tmp_path / "model"),
+        ("add", tmp_path / "g", folder),
+        ("search", tmp_path / "g", next((folder / "red").iterdir())),
+    ):
+        monkeypatch.setattr(sys, "argv", ["kedge", *map(str, words)])
+        with pytest.raises(SystemExit):
+            main()
+    said = capsys.readouterr()
+    assert r"a\nb\x1b[31m" in said.out
+    assert "\x1b" not in said.out + said.err
 
 
 def test_mistake_in_a_process_of_its_own(tmp_path):

@@ -408,11 +408,19 @@ def test_a_comparison_of_which_all_has_failed_may_be_asked_for_something_else(tm
         jobs.Runner, "_one", lambda _, told, *__: [{"failure": "too few"} if fails[0] else MEASURED for _ in told]
     )
     grid = {"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]}
-    assert kedge.compare(Grid.of({**grid, "unseen_classes": 3}), tmp_path / "out").failed
+    assert kedge.compare(Grid.of({**grid, "settings": {"epochs": 1}}), tmp_path / "out").failed
     fails[0] = False
     assert not kedge.compare(Grid.of(grid), tmp_path / "out").failed
-    with pytest.raises(ConfigError, match="other unseen_classes"):
-        kedge.compare(Grid.of({**grid, "unseen_classes": 3}), tmp_path / "out")
+    with pytest.raises(ConfigError, match="other settings"):
+        kedge.compare(Grid.of({**grid, "settings": {"epochs": 1}}), tmp_path / "out")
+
+
+def test_more_classes_left_out_than_there_are_is_told_before_anything_is_written(tmp_path):
+    draw_birds(tmp_path / "birds")
+    grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "unseen_classes": 99})
+    with pytest.raises(ConfigError, match="99 left out leave fewer than 2"):
+        kedge.compare(grid, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_comparison_any_more_is_named(tmp_path, unmeasured):

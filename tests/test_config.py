@@ -38,6 +38,8 @@ def test_preset_sets_and_flags_go_over_it():
     assert (config.loss, config.margin, config.weight_decay) == ("cam", 3.0, 0.02)
     with pytest.raises(ConfigError, match="paper-like"):
         TrainingConfig.of({"preset": "paperlike"})
+    with pytest.raises(ConfigError, match="of the loss cam, not cosface"):
+        TrainingConfig.of({"preset": "paper-like", "loss": "cosface"})
 
 
 def test_toml_file(tmp_path):

@@ -66,6 +66,13 @@ def test_parquet_goes_into_another_gallery(gallery, tmp_path):
         assert second.count("year < 1950") == gallery.count("year < 1950") > 0
 
 
+def test_an_empty_gallery_is_exported_with_texts_for_names(tmp_path):
+    with Gallery.create(tmp_path / "empty", make_model(tmp_path / "model")) as empty:
+        assert empty.export(tmp_path / "x.npz", "npz") == 0
+    with np.load(tmp_path / "x.npz") as found:
+        assert [found[name].dtype.kind for name in ("ids", "paths", "labels")] == ["U"] * 3
+
+
 def test_what_cannot_be_exported_is_said_and_nothing_is_left(gallery, tmp_path, monkeypatch):
     before = set(tmp_path.iterdir())
     with pytest.raises(InputError, match="faiss, npz, parquet"):

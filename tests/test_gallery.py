@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -553,9 +554,11 @@ def test_a_wrong_search_says_what_there_is(gallery, photos):
         gallery.search(query, where="lable = 'red'")
     with pytest.raises(GalleryError, match="texts are put in quotes"):
         gallery.count("label = 3")
-    for where in ("label ===", "cast(label as int) > 3", "width / 0 > 1"):
+    for where in ("label ===", "cast(label as int) > 3", "width / 0 > 1", "label = 'red"):
         with pytest.raises(GalleryError, match="cannot be used"):
             gallery.search(query, where=where)
+    with pytest.raises(InputError, match="in a list"):
+        gallery.search_many("query.jpg")
     assert gallery.count("label = 'a \"path\" b'") == 0
     with pytest.raises(GalleryError, match='"label" in double quotes is a text, not the column: write label'):
         gallery.search(query, where="\"label\" = 'red'")
@@ -569,6 +572,31 @@ def test_a_wrong_search_says_what_there_is(gallery, photos):
         gallery.search(photos / "absent.png")
 
 
+# What Lance would take for `label = 'red'`, or for all pictures.
+CUT_SHORT = (
+    "label = 'red' width > 900",
+    "label = 'red' garbage",
+    "label = 'red'; and width > 900",
+    "label = 'red' -- and width > 900",
+    "label = 'nobody') or (1 = 1",
+    "(label = 'red' and width > 900))",
+)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("where", CUT_SHORT)
+def test_a_filter_is_taken_as_a_whole_or_refused(gallery, photos, where, on_disk):
+    gallery.add(photos)
+    with pytest.raises(GalleryError, match="cannot be used"):
+        gallery.remove(where=where)
+    assert gallery.count() == 12
+    with Gallery.open(gallery.folder, on_disk=on_disk) as opened:
+        with pytest.raises(GalleryError, match="cannot be used"):
+            opened.search(photos / "red" / "0.png", where=where)
+        # Signs within a text are no part of the condition.
+        assert opened.search(photos / "red" / "0.png", where="label <> ') ; -- ''(' and (width > 0)").hits
+
+
 # Removing
 
 
@@ -578,6 +606,11 @@ def test_pictures_are_removed_and_can_come_back(gallery, photos):
     for wrong in ({}, {"ids": some, "where": "true"}, {"where": ""}, {"ids": [*some, "nobody"]}):
         with pytest.raises(InputError):
             gallery.remove(**wrong)
+    before = gallery.versions()
+    assert gallery.remove(where="label = 'nobody'") == 0
+    assert gallery.versions() == before
+    assert all(version.written_at.utcoffset() == timedelta(0) for version in before)
+    assert abs(datetime.now(UTC) - before[-1].written_at) < timedelta(minutes=5)
     assert gallery.count() == 12
     assert gallery.remove(some) == 2
     green = gallery.count("label = 'green'")

@@ -69,6 +69,16 @@ def test_pictures_that_the_model_never_saw_are_no_measure(trained, tmp_path):
     assert not (tmp_path / "small").exists()
 
 
+def test_a_model_without_pictures_held_back_is_told_apart(trained, tmp_path):
+    root, model = trained
+    model.copy_to(tmp_path / "model")
+    splits = json.loads((tmp_path / "model" / "splits.json").read_text())
+    everything = [content for part in splits.values() for content in part]
+    (tmp_path / "model" / "splits.json").write_text(json.dumps({name: [] for name in splits} | {"train": everything}))
+    with pytest.raises(DatasetError, match="without pictures held back"):
+        kedge.quantize(tmp_path / "model", root / "photos", tmp_path / "small")
+
+
 def test_mistakes_write_nothing(trained, small, tmp_path):
     root, model = trained
     with pytest.raises(ModelError, match="exists already"):

@@ -31,7 +31,7 @@ from kedge.model import Model
 from kedge.torch_device import training_device
 from kedge.training import train
 
-__all__ = ["measure", "validate"]
+__all__ = ["classes_left", "measure", "validate"]
 
 Labelled = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
@@ -52,7 +52,7 @@ def validate(
             "pictures a class, or leave the tries out"
         )
     if unseen_classes:
-        settings = {**settings, "classes": _classes_left(whole, unseen_classes)}
+        settings = {**settings, "classes": classes_left(whole, unseen_classes)}
     model = _train(data, out, settings, tried)
     scores = model.card.scores.get("validation")
     if scores is None:
@@ -78,7 +78,7 @@ def measure(
     settings = {**settings, "seed": settings.get("seed", 0)}
     whole = _whole(data, settings)
     if unseen_classes:
-        settings["classes"] = _classes_left(whole, unseen_classes)
+        settings["classes"] = classes_left(whole, unseen_classes)
         _check_unseen(whole, settings["classes"])
     model = _train(data, out, settings, tried, state)
     trained = model.card.trained
@@ -135,8 +135,8 @@ def _whole(data: str, settings: dict[str, Any]) -> Dataset:
     return load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"), validation_share=share)
 
 
-def _classes_left(whole: Dataset, unseen: int) -> int:
-    """Return how many classes are trained on when the last ones are left out."""
+def classes_left(whole: Dataset, unseen: int) -> int:
+    """Return how many classes are trained on when the last ones are left out; ConfigError for fewer than 2."""
     if unseen > len(whole.classes) - 2:
         raise ConfigError(f"{whole.name} has {len(whole.classes)} classes: {unseen} left out leave fewer than 2")
     return len(whole.classes) - unseen

@@ -21,6 +21,7 @@ from zlib import crc32
 import torch
 from filelock import FileLock, Timeout
 
+from kedge.cell import classes_left
 from kedge.config import READ_OUT
 from kedge.csv_table import Row, put_row, read_header, read_rows, write_whole
 from kedge.datasets import PUBLISHED, load_dataset
@@ -189,6 +190,7 @@ def _check_data(grid: Grid, out: Path) -> None:
                 f"{data} has no test pictures to measure with: put some below test/<class>/, or give a folder without "
                 "train/, of which some are held out"
             )
+        classes_left(found, grid.unseen_classes)
         if found.fingerprint != measured.get(name_of(data), found.fingerprint):
             raise ConfigError(f"the pictures of {data} have changed since {out} was begun: choose another --out")
 

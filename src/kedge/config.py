@@ -101,7 +101,7 @@ class TrainingConfig(BaseModel):
             if name in ("settings", "datasets", "losses", "variants"):
                 raise ConfigError(f"'{name}' is of a grid, which `kedge compare` takes: settings stand by themselves")
             if name not in cls.model_fields:
-                known = ", ".join(sorted(cls.model_fields))
+                known = ", ".join(sorted({*cls.model_fields, "preset"}))
                 raise ConfigError(
                     f"no setting is named '{name}'{nearest_name(name, cls.model_fields)}; there are {known}"
                 )
@@ -132,4 +132,7 @@ def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(preset, str) or preset not in PRESETS:
         near = nearest_name(str(preset), PRESETS)
         raise ConfigError(f"no preset is named {preset!r}{near}: there is {', '.join(PRESETS)}")
+    own = PRESETS[preset]["loss"]
+    if settings.get("loss", own) != own:
+        raise ConfigError(f"the preset {preset} is of the loss {own}, not {settings['loss']}: leave one of the two out")
     return {**PRESETS[preset], **settings}

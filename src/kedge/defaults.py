@@ -120,13 +120,15 @@ def resolve(
 
 def _usual_side(split: Split) -> int:
     """Return the median shorter side of some of the pictures, a multiple of 8 from 8 to 224."""
-    sides = []
+    sides: list[int] = []
+    reason = ""
     for path in split.paths[:: max(1, len(split) // 64)]:
         try:
             picture = read_picture(path)
-        except PictureError:
+        except PictureError as error:
+            reason = reason or str(error)
             continue
         sides.append(min(picture.width, picture.height))
     if not sides:
-        raise DatasetError("none of the training pictures can be read")
+        raise DatasetError(f"none of the training pictures can be read, such as {reason}: give others")
     return int(min(224, max(8, round(float(np.median(sides)) / 8) * 8)))

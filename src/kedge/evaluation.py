@@ -13,6 +13,7 @@ from kedge.errors import DatasetError, PictureError
 from kedge.figures import Probes, Report
 from kedge.measurement import DEFAULT_PROBES, check_probes, evaluate_vectors
 from kedge.model import Model
+from kedge.picture import read_picture
 from kedge.runtime import Runtime
 
 __all__ = [
@@ -89,12 +90,21 @@ def evaluate_dataset(
     report = evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
     read = {*asked, *stored}
     unread = [
-        PictureError(path, "cannot be read")
+        _why(path)
         for split in (dataset.test, dataset.gallery)
         for path, content in zip(split.paths, split.hashes, strict=True)
         if content not in read
     ]
     return replace(report, expanded=expand, left_out=(*dataset.skipped, *unread))
+
+
+def _why(path: str) -> PictureError:
+    """Return why a picture that was left out cannot be read."""
+    try:
+        read_picture(path)
+    except PictureError as error:
+        return error
+    return PictureError(path, "could not be read")
 
 
 def evaluate_embedded(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kedge.anchors import Anchors
-from kedge.errors import InputError, MissingPartError
+from kedge.errors import InputError, MissingPartError, reason_of
 
 __all__ = ["ExportFormat", "export_rows"]
 
@@ -44,10 +44,11 @@ def export_rows(rows: pa.Table, anchors: Anchors, path: Path, to: ExportFormat) 
             partial_ids.write_text(json.dumps(rows["id"].to_pylist()), "utf-8")
             partial_ids.rename(ids)
         partial.rename(path)
-    except (OSError, RuntimeError) as error:  # FAISS raises the latter
+    except (OSError, RuntimeError) as error:  # FAISS raises the latter, with the line of its source
         if ids:
             ids.unlink(missing_ok=True)  # it was not there before
-        raise InputError(f"{path} cannot be written ({error}): give another place") from error
+        reason = reason_of(error) if isinstance(error, OSError) else str(error).rpartition("failed: ")[2]
+        raise InputError(f"{path} cannot be written ({reason}): give another place, or make room") from error
     finally:
         partial.unlink(missing_ok=True)
         partial_ids.unlink(missing_ok=True)
@@ -68,7 +69,8 @@ def _write_parquet(rows: pa.Table, _anchors: Anchors, path: Path) -> None:
 
 
 def _write_npz(rows: pa.Table, anchors: Anchors, path: Path) -> None:
-    said = {name: np.asarray([value or "" for value in rows[name].to_pylist()]) for name in ("id", "path", "label")}
+    # Without a row NumPy would not know that they are texts.
+    said = {name: np.asarray([*rows[name].fill_null("").to_pylist()], "U") for name in ("id", "path", "label")}
     with path.open("wb") as file:
         np.savez(
             file,

@@ -324,6 +324,8 @@ class Gallery:
     ) -> list[SearchResult]:
         """Search with each of several pictures, which is faster than one by one."""
         check_search(k, probes, order, max_distance)
+        if isinstance(pictures, str | bytes):
+            raise InputError(f"several pictures are searched with in a list, not '{pictures!s}': `search` takes one")
         side = self.encoder.image_size
         names, squares = [], np.empty((len(pictures), side, side, 3), dtype=np.uint8)
         for row, picture in enumerate(pictures):

@@ -73,6 +73,8 @@ class GalleryFolder:
     def open(cls, path: str | Path) -> Self:
         """Find a whole gallery; GalleryError for one that is missing, half written, newer, or of another model."""
         root = _local(path)
+        if root.is_file():
+            raise GalleryError(f"{root} is a file: a gallery is a folder, which `kedge create` makes")
         if not root.is_dir():
             raise GalleryError(f"no gallery at {root}: make one with `kedge create {root} --model MODEL`")
         fingerprint, part = _read_card(root)

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kedge.anchors import Anchors, expand_queries
 from kedge.calibration import Calibration
-from kedge.errors import ModelError
+from kedge.errors import InputError, ModelError
 from kedge.runtime import Precision, describe_runtime
 
 __all__ = ["FORMAT_VERSION", "Distance", "Model", "ModelCard", "Preprocessing"]
@@ -88,6 +88,8 @@ class Model:
     def load(cls, folder: str | Path) -> Self:
         """Open a model folder; refuse one that is missing, half written or of a newer format."""
         folder = Path(folder)
+        if folder.is_file():
+            raise ModelError(f"{folder} is a file: a model is a folder, which `kedge train` makes")
         if not folder.is_dir():
             raise ModelError(f"no model folder at {folder}: train one with `kedge train DATA --out {folder}`")
         missing = [name for name in NEEDED if not (folder / name).is_file()]
@@ -156,6 +158,8 @@ class Model:
                 f"queries are expanded where search is by cosine; {self.folder} searches by {self.card.distance}: "
                 "train it with --distance cosine"
             )
+        if queries.ndim != 2 or queries.shape[1] != self.card.dim:
+            raise InputError(f"queries of shape (n, {self.card.dim}) are expected, not {queries.shape}")
         return expand_queries(queries, self.search_anchors.vectors)
 
     @property

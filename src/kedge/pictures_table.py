@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +49,8 @@ _CHANGES = {
 }
 _LOST = re.compile(r"not found", re.IGNORECASE)
 _BY_FILTER = re.compile(r"user input|applying filter")
+_PARSED = re.compile(r"sql parser error: (.*)\)")
+_OUR_BRACKET = "Expected: ), found"
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FAILURES = (OSError, ValueError, RuntimeError, CommitConflictError)
@@ -159,7 +162,8 @@ class PicturesTable:
                 change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
             else:
                 change = _CHANGES.get(commit, "tidied")
-            listed.append(Version(number, version["timestamp"], pictures, change))
+            # Lance tells the local time, without its zone.
+            listed.append(Version(number, version["timestamp"].astimezone(UTC), pictures, change))
         return listed
 
     def restore(self, version: int) -> None:
@@ -193,14 +197,14 @@ class PicturesTable:
 
     def count(self, where: str | None = None) -> int:
         """Return the number of rows, or of those that match an SQL filter."""
-        with self._filtering(where):
-            return int(self._dataset.count_rows(where))
+        with self._filtering(where) as condition:
+            return int(self._dataset.count_rows(condition))
 
     def read(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> pa.Table:
         """Return columns of all rows, or of those that match an SQL filter, in the table's order."""
-        with self._filtering(where):
+        with self._filtering(where) as condition:
             return self._dataset.scanner(
-                columns=list(columns), filter=where, with_row_id=row_ids, scan_in_order=True
+                columns=list(columns), filter=condition, with_row_id=row_ids, scan_in_order=True
             ).to_table()
 
     def embeddings(self) -> Iterator[npt.NDArray[np.float32]]:
@@ -224,8 +228,8 @@ class PicturesTable:
     def count_by(self, column: str, where: str | None = None) -> dict[str, int]:
         """Return how many rows, or of those that match an SQL filter, hold each value of a column of texts."""
         counts: Counter[str] = Counter()
-        with self._filtering(where):
-            for batch in self._dataset.scanner(columns=[column], filter=where).to_batches():
+        with self._filtering(where) as condition:
+            for batch in self._dataset.scanner(columns=[column], filter=condition).to_batches():
                 for entry in batch.column(0).value_counts().to_pylist():
                     counts[entry["values"]] += entry["counts"]
         return counts
@@ -253,17 +257,18 @@ class PicturesTable:
         anchors: those under which the rows are filed, None: any. probes: how many partitions of the index are looked
         into, beside rows that it does not hold yet; None: none of it is used.
         """
-        conditions = [] if where is None else [f"({where})"]
+        under = None
         if anchors is not None:
             listed = ", ".join("'" + name.replace("'", "''") + "'" for name in anchors)
-            conditions.append(f"anchor IN ({listed})")
+            under = f"anchor IN ({listed})"
         near = {"column": "embedding", "q": query, "k": k, "use_index": probes is not None}
         if probes is not None:
             near["nprobes"] = probes
         columns = ["id", "path", "label", "anchor", "embedding", "_distance"]
-        with self._filtering(where):
+        with self._filtering(where) as condition:
+            both = " AND ".join(filter(None, (condition, under))) or None
             return self._dataset.scanner(
-                columns=columns, filter=" AND ".join(conditions) or None, prefilter=True, nearest=near, with_row_id=True
+                columns=columns, filter=both, prefilter=True, nearest=near, with_row_id=True
             ).to_table()
 
     def row_ids(self, where: str) -> npt.NDArray[np.uint64]:
@@ -295,9 +300,14 @@ class PicturesTable:
         return int(done["num_updated_rows"])
 
     def delete(self, chosen: "str | pc.Expression") -> int:
-        """Remove the rows that match an SQL filter or an Arrow expression; return how many that were."""
-        if isinstance(chosen, str):
-            self.count(chosen)
+        """Remove the rows that match an SQL filter or an Arrow expression; return how many that were.
+
+        Where none does nothing is committed: that would be one more version to go back to, and the same as before.
+        """
+        with self._filtering(chosen if isinstance(chosen, str) else None) as condition:
+            chosen = condition or chosen
+            if not self._dataset.count_rows(chosen):
+                return 0
         with self.committing("the pictures cannot be removed"):
             done = self._dataset.delete(chosen, conflict_retries=_RETRIES, retry_timeout=_PATIENCE)
         return int(done["num_deleted_rows"])
@@ -403,21 +413,27 @@ class PicturesTable:
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
     @contextmanager
-    def _filtering(self, where: str | None) -> Iterator[None]:
+    def _filtering(self, where: str | None) -> Iterator[str | None]:
+        """Give the filter as Lance is to have it; turn what is wrong with it into an error of ours."""
         if where is not None and not where.strip():
             raise InputError("the filter is empty: give a condition such as \"label = 'cat'\", or leave it out")
         # In single quotes a double one is part of a text.
-        quoted = {*re.findall(r'"(\w+)"', re.sub("'[^']*'", "", where or ""))} & {*self._dataset.schema.names}
+        bare = re.sub("'[^']*'", "", where or "")
+        depths = [0, *accumulate({"(": 1, ")": -1}.get(sign, 0) for sign in re.sub('"[^"]*"', "", bare))]
+        if "'" not in bare and (min(depths) < 0 or depths[-1]):
+            raise GalleryError(f'the filter "{where}" cannot be used: not every bracket has its other half')
+        quoted = {*re.findall(r'"(\w+)"', bare)} & {*self._dataset.schema.names}
         if quoted:
             # Lance would compare the word itself, and match nothing.
             name = min(quoted)
             raise GalleryError(f"\"{name}\" in double quotes is a text, not the column: write {name} or '{name}'")
         try:
-            yield
+            # Lance takes a condition as far as it is whole, and leaves what follows: in brackets that is an error.
+            yield None if where is None else f"({where})"
         except _FAILURES as error:
             text = _reason(error)
             if where is None or not _BY_FILTER.search(str(error)):
-                raise WorkError(f"the gallery cannot be read ({text}): open it again") from error
+                raise _unreadable(error) from error
             columns = ", ".join(self._dataset.schema.names)
             unknown = re.search(r"No field named (\S+?)\.?(?=\s|$)", text)
             if unknown:
@@ -426,6 +442,9 @@ class PicturesTable:
                 raise GalleryError(
                     f"no column '{name}'{near}; there are: {columns}. A text is put in quotes, such as label = 'cat'"
                 ) from error
+            parsed = _PARSED.search(text)
+            if parsed:
+                text = parsed.group(1).replace(_OUR_BRACKET, "expected its end, `and` or `or`, found")
             raise GalleryError(
                 f"the filter \"{where}\" cannot be used ({text}): texts are put in quotes, such as label = 'cat', and "
                 f"numbers are not; columns are: {columns}"
@@ -447,7 +466,14 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
-        raise WorkError(f"the gallery cannot be read ({_reason(error)}): open it again") from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: BaseException) -> WorkError:
+    return WorkError(
+        f"the gallery cannot be read ({_reason(error)}): open it again, and if it says the same then, "
+        f"`kedge check` names the file that is damaged"
+    )
 
 
 @contextmanager
@@ -455,7 +481,9 @@ def _writing(trouble: str) -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
-        raise WorkError(f"{trouble} ({_reason(error)}): what was stored before is whole; try again") from error
+        raise WorkError(
+            f"{trouble} ({_reason(error)}): what was stored before is whole; try again once that is mended"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -61,10 +61,13 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
         }
     name = "validation" if len(seen["validation"]) else "test"
     queries, shown = seen[name], seen["train"]
-    if not len(queries) or not len(shown):
+    if len(shown) and not len(queries):
         raise DatasetError(
-            f"{dataset.name} lacks pictures that {opened.folder} was trained on, or was held back from: give the data "
-            "that it was trained with"
+            f"{opened.folder} was trained without pictures held back, on which the cost is measured: train it with some"
+        )
+    if not len(shown):
+        raise DatasetError(
+            f"{dataset.name} lacks pictures that {opened.folder} was trained on: give the data that it was trained with"
         )
     stage = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
     try:

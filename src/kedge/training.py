@@ -70,6 +70,9 @@ def train(
     out = Path(out)
     if not out.name:
         raise ModelError(f"'{out}' is no name of a folder to write: give --out one that is not there yet")
+    above = next((parent for parent in out.parents if parent.exists()), out.parent)
+    if above.is_file():
+        raise ModelError(f"{above} is a file: --out names a folder that is not there yet, in another folder")
     config = TrainingConfig.of(settings)
     recipe = loss_recipe(config.loss)
     if tried:

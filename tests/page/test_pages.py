@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from kedge.anchors import Anchors
 from kedge.encoder import Encoder
 from kedge.errors import InputError
 from kedge.hits import Hit, SearchResult
@@ -188,6 +189,13 @@ def test_report_of_one_class_few_pictures_and_many_classes(tmp_path, classes, pi
         report_page(model, report, ReportMaterial(vectors, labels, names, model.search_anchors, {}))
     )
     assert f"All {classes} classes" in page.text
+
+
+def test_embeddings_of_one_dimension_are_mapped():
+    vectors = np.linspace(-1, 1, 9, dtype=np.float32)[:, None]
+    anchors = Anchors(("a", "b"), np.array([[-1.0], [1.0]], dtype=np.float32))
+    svg = plots.embedding_map(vectors, np.arange(9) % 2, anchors.names, anchors)
+    assert svg.count("<use") >= 11
 
 
 def test_precision_recall_is_drawn_to_scale():

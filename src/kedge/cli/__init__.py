@@ -14,7 +14,7 @@ import typer
 
 import kedge
 from kedge.cli import galleries, models
-from kedge.cli.options import Json, listed, scored
+from kedge.cli.options import Json, listed, scored, shown
 from kedge.errors import InputError, KedgeError, reason_of
 
 __all__ = ["app", "main"]
@@ -48,10 +48,11 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of pictures may hold signs that the output's encoding has not.
         sys.stdout.reconfigure(errors="backslashreplace")
+    output = sys.stdout
     try:
         app()
     except KedgeError as error:
-        print(f"kedge: {error}", file=sys.stderr)
+        print(f"kedge: {shown(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in TRAINING_PARTS:
@@ -59,25 +60,25 @@ def main() -> None:
         print(f"kedge: this needs {error.name}: pip install 'kedge[train]'", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
+        if sys.stdout is not output:
+            # Typer has seen that the reader of our output went away (`| head`): nothing is wrong.
+            sys.exit(0)
         # Typer's for Ctrl-C, of which it says nothing.
         if end.code == 130:
             print(f"kedge: stopped{_goes_on(sys.argv[1:2])}", file=sys.stderr)
         raise
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing is wrong.
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:
-        print(f"kedge: {reason_of(error)}: check that it can be read and written, and has room", file=sys.stderr)
+        told = f"{shown(reason_of(error))}: check that it can be read and written, and has room"
+        print(f"kedge: {told}{_goes_on(sys.argv[1:2])}", file=sys.stderr)
         sys.exit(1)
 
 
 def _goes_on(command: list[str]) -> str:
     """Return what becomes of a command that was stopped."""
     if command == ["train"]:
-        return "; what was finished is kept: go on with --resume"
+        return "; --resume goes on from what was finished"
     if command in (["compare"], ["add"], ["reindex"]):
-        return "; what was finished is kept: the same command goes on"
+        return "; the same command goes on from what was finished"
     return ""
 
 
@@ -116,11 +117,17 @@ def info(
 
 
 def _info(target: Path) -> dict[str, Any]:
+    from kedge.gallery_folder import CARD as GALLERY_CARD
+    from kedge.gallery_folder import MODEL, TABLE
     from kedge.model import CARD
 
     if not target.is_dir():
         raise InputError(f"no model or gallery at {target}: `kedge train` makes the one, `kedge create` the other")
     if (target / CARD).is_file():
         return kedge.Model.load(target).info()
+    if not any((target / part).exists() for part in (GALLERY_CARD, MODEL, TABLE)):
+        raise InputError(
+            f"{target} is no model and no gallery: name a folder that `kedge train` or `kedge create` made"
+        )
     with kedge.Gallery.open(target) as gallery:
         return gallery.info()

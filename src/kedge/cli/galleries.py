@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 import kedge
-from kedge.cli.options import Expand, Json, Runtime
+from kedge.cli.options import Expand, Json, Runtime, shown
 from kedge.errors import InputError, PictureError, WorkError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def create(
 ) -> None:
     """Make an empty gallery."""
     with kedge.Gallery.create(gallery, model, precision=cast("Precision | None", precision)):
-        print(f"made {gallery}: fill it with `kedge add {gallery} PICTURES`")
+        print(f"made {gallery}: fill it with `kedge add {quote(str(gallery))} PICTURES`")
 
 
 @commands.command()
@@ -64,7 +65,7 @@ def add(
         return
     print(f"added {report.added}, updated {report.updated}, unchanged {report.unchanged}, failed {len(report.failed)}")
     for failure in report.failed:
-        print(f"skipped {failure}", file=sys.stderr)
+        print(f"skipped {shown(failure)}", file=sys.stderr)
 
 
 @commands.command()
@@ -88,7 +89,7 @@ def reindex(
         return
     print(f"{pictures} pictures, model {fingerprint}")
     for failure in report.failed:
-        print(f"left out {failure}", file=sys.stderr)
+        print(f"left out {shown(failure)}", file=sys.stderr)
 
 
 @commands.command()
@@ -141,25 +142,14 @@ def search(
         except PictureError:
             pictures = _readable(pictures)
             results = find(pictures)
+        limits = [name for name, value in (("--where", where), ("--max-distance", max_distance)) if value is not None]
+        none = f"no picture is within {' and '.join(limits)}" if opened.count() else "fill the gallery with `kedge add`"
+        for result in results:
+            print(json.dumps(asdict(result))) if json_ else _show(result, none)
         if html:
             _write_contact_sheet(opened, pictures, results, html)
-        total = opened.count()
-    for result in results:
-        if json_:
-            print(json.dumps(asdict(result)))
-            continue
-        print(f"{result.query}  probed {', '.join(result.probed)}  looked at {result.scanned_share:.1%}")
-        if result.known is False:
-            print(
-                f"      perhaps of no known class: {result.percentile:.0f} % of known pictures lie nearer to an anchor"
-            )
-        if not result.hits:
-            why = "no picture is within --where and --max-distance" if total else "fill the gallery with `kedge add`"
-            print(f"      nothing was found: {why}")
-        for hit in result.hits:
-            print(f"{hit.rank:>4}  {hit.distance:<9.4g} {hit.label or '-':<16} {hit.path}")
-    if html and not json_:
-        print(f"page    {html}")
+            if not json_:
+                print(f"page    {html}")
 
 
 @commands.command()
@@ -176,20 +166,21 @@ def duplicates(
     with kedge.Gallery.open(gallery) as opened:
         groups = opened.duplicates(bits=bits, distance=distance)
         if html:
-            from kedge.page import duplicates_page, shown_on_page
+            from kedge.page import duplicates_page, shown_on_page, write_page
 
-            _write_page(html, duplicates_page(groups, opened.thumbnails(shown_on_page(groups))))
+            write_page(html, duplicates_page(groups, opened.thumbnails(shown_on_page(groups))))
     for number, group in enumerate(groups, start=1):
         if json_:
             print(json.dumps(asdict(group)))
             continue
         print(f"{number}  {group.kind}, {len(group.ids)} pictures, embeddings within {group.distance:.3g}")
         for key, path in zip(group.ids, group.paths, strict=True):
-            print(f"      {key}  {path or '-'}")
+            print(f"      {key}  {shown(path or '-')}")
     if not json_:
         spare = sum(len(group.ids) - 1 for group in groups)
         page = f"; page {html}" if html else ""
-        print(f"{len(groups)} groups, {spare} pictures that may be left out after a look{page}")
+        plural = "" if len(groups) == 1 else "s"
+        print(f"{len(groups)} group{plural}, {spare} pictures that may be left out after a look{page}")
 
 
 @commands.command()
@@ -252,6 +243,18 @@ def restore(
     print(json.dumps({"restored": version, "pictures": pictures}) if json_ else f"restored, {pictures} pictures")
 
 
+def _show(result: "SearchResult", none: str) -> None:
+    """Print what a query found, or why nothing was."""
+    probed = ", ".join(map(shown, result.probed)) or "nothing"
+    print(f"{shown(result.query)}  probed {probed}  looked at {result.scanned_share:.1%}")
+    if result.known is False:
+        print(f"      perhaps of no known class: {result.percentile:.0f} % of known pictures lie nearer to an anchor")
+    if not result.hits:
+        print(f"      nothing was found: {none}")
+    for hit in result.hits:
+        print(f"{hit.rank:>4}  {hit.distance:<9.4g} {shown(hit.label or '-'):<16} {shown(hit.path or '-')}")
+
+
 def _readable(pictures: Sequence[Path]) -> list[Path]:
     """Return the pictures that can be read, and name the others; InputError when none can."""
     left = []
@@ -262,7 +265,7 @@ def _readable(pictures: Sequence[Path]) -> list[Path]:
         except PictureError as error:
             if len(pictures) == 1:
                 raise
-            print(f"skipped {error}", file=sys.stderr)
+            print(f"skipped {shown(error)}", file=sys.stderr)
     if not left:
         raise InputError(f"none of the {len(pictures)} pictures can be read: name others")
     return left
@@ -271,17 +274,10 @@ def _readable(pictures: Sequence[Path]) -> list[Path]:
 def _write_contact_sheet(
     gallery: "kedge.Gallery", pictures: Sequence[Path], results: "Sequence[SearchResult]", path: Path
 ) -> None:
-    from kedge.page import contact_sheet
+    from kedge.page import contact_sheet, write_page
     from kedge.picture import thumbnail
 
     # One at a time is held as it was read.
     asked = [thumbnail(kedge.read_picture(picture).image) for picture in pictures]
     found = gallery.thumbnails([hit.id for result in results for hit in result.hits])
-    _write_page(path, contact_sheet(results, asked, found))
-
-
-def _write_page(path: Path, page: str) -> None:
-    try:
-        path.write_text(page, "utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    write_page(path, contact_sheet(results, asked, found))

@@ -4,12 +4,13 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 import kedge
-from kedge.cli.options import Expand, Json, Runtime, scored
+from kedge.cli.options import Expand, Json, Runtime, scored, shown
 from kedge.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def add_class(
             "train with both classes to part them",
             file=sys.stderr,
         )
-    print(f"galleries take it over with `kedge reindex GALLERY --model {model}`, which reads no picture")
+    print(f"galleries take it over with `kedge reindex GALLERY --model {quote(str(model))}`, which reads no picture")
 
 
 @commands.command()
@@ -233,7 +234,7 @@ def evaluate(
     if not {*report.per_class} & {*opened.card.classes}:
         print(f"kedge: {model} knows none of these {report.classes} classes", file=sys.stderr)
     for failure in report.left_out:
-        print(f"left out {failure}", file=sys.stderr)
+        print(f"left out {shown(failure)}", file=sys.stderr)
     if json_:
         print(json.dumps(report.to_json()))
         return
@@ -258,7 +259,7 @@ def quantize(
         f"{100 * cost.map_int8:.1f} with int8 ({100 * (cost.map_int8 - cost.map_float32):+.1f})"
     )
     print(f"model   {written.folder}")
-    print(f"a gallery goes over to it with `kedge reindex GALLERY --model {written.folder}`")
+    print(f"a gallery goes over to it with `kedge reindex GALLERY --model {quote(str(written.folder))}`")
 
 
 def _probes_list(text: str) -> tuple[int | Literal["exact"], ...]:
@@ -301,9 +302,10 @@ def _show_report(report: Any) -> None:
         filed = f", filed by {row.filed_by}, probes {row.probes}" if row.mode == "two-stage" else ""
         name = f"{row.distance} {row.mode}{filed}".replace("two-stage, ", "")
         figures = (row.map, row.precision_at["20"], row.precision_at["100"], row.recall_at["1"])
-        shown = " ".join(f"{100 * value:6.1f}" for value in figures)
-        print(f"{name:<37} {shown} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
+        percents = " ".join(f"{100 * value:6.1f}" for value in figures)
+        print(f"{name:<37} {percents} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
     confused = sorted((report.per_class[name] or 0.0, name) for name in report.confusions)
     for ap, name in confused[:3]:
         other = report.confusions[name]
-        print(f"hard    {name}: mAP {100 * ap:.1f}; of the first 20, {100 * other.share:.1f} % are {other.found}")
+        among = f"of the first 20, {100 * other.share:.1f} % are {shown(other.found)}"
+        print(f"hard    {shown(name)}: mAP {100 * ap:.1f}; {among}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Expand", "Json", "Runtime", "listed", "scored"]
+__all__ = ["Expand", "Json", "Runtime", "listed", "scored", "shown"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 
@@ -24,6 +24,11 @@ SHARES = {
 }
 
 
+def shown(value: object) -> str:
+    """Return a name or a message for the terminal, in one line: signs that are not printable stand escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in str(value))
+
+
 def scored(figures: Mapping[str, float]) -> str:
     """Return shares of a model's card in one line, by the names that tables give them, in percent."""
     return ", ".join(f"{SHARES.get(name, name)} {100 * share:.1f} %" for name, share in figures.items())
@@ -32,9 +37,9 @@ def scored(figures: Mapping[str, float]) -> str:
 def listed(value: Any) -> str:
     """Return a value in one line: numbers to four places, lists by commas."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_figure(inner)}" for name, inner in value.items()) or "-"
-    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else _figure(value)
+        return ", ".join(f"{shown(name)} {_figure(inner)}" for name, inner in value.items()) or "-"
+    return ", ".join(map(shown, value)) or "-" if isinstance(value, list) else _figure(value)
 
 
 def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)

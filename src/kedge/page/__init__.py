@@ -4,6 +4,7 @@ from kedge.page.comparison import comparison_page, comparison_summary, compariso
 from kedge.page.contact_sheet import contact_sheet
 from kedge.page.duplicates_page import duplicates_page, shown_on_page
 from kedge.page.report import ReportMaterial, evaluate_to_page, gather_material, report_page
+from kedge.page.writing import write_page
 
 __all__ = [
     "ReportMaterial",
@@ -16,4 +17,5 @@ __all__ = [
     "gather_material",
     "report_page",
     "shown_on_page",
+    "write_page",
 ]

@@ -219,7 +219,8 @@ def _in_two_dimensions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float
     if len(vectors) < 4:
         return None
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    shrink = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500)
+    init = "pca" if vectors.shape[1] > 1 else "random"
+    shrink = TSNE(perplexity=perplexity, init=init, random_state=0, max_iter=500)
     # So few points are mapped faster by one thread than by several that wait for each other: 1.4 s, not 20.
     with threadpool_limits(1):
         return shrink.fit_transform(vectors.astype(np.float64))

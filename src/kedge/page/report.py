@@ -2,8 +2,7 @@
 
 import errno
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ import numpy.typing as npt
 from kedge.anchors import Anchors
 from kedge.datasets import Dataset
 from kedge.encoder import Encoder
-from kedge.errors import InputError, PictureError
+from kedge.errors import PictureError
 from kedge.evaluation import evaluate_dataset, load_for
 from kedge.figures import Confusion, Probes, Report, SearchFigures
 from kedge.measurement import DEFAULT_PROBES
 from kedge.model import REPORT, Model
 from kedge.page import plots
 from kedge.page.layout import escape, frame, percent, picture_tag
+from kedge.page.writing import placing, write_page
 from kedge.picture import read_picture, thumbnail
 from kedge.runtime import Runtime
 
@@ -80,12 +80,12 @@ def evaluate_to_page(
     opened = Model.load(model)
     place = opened.folder / REPORT if page is None else Path(page)
     # Whether the page can be written is better known before minutes of measuring.
-    with _writing(place), tempfile.NamedTemporaryFile(dir=place.parent):
+    with placing(place), tempfile.NamedTemporaryFile(dir=place.parent):
         if place.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
     dataset = load_for(opened, data)
     report = evaluate_dataset(opened, dataset, probes=probes, expand=expand, runtime=runtime)
-    _write(place, report_page(opened, report, gather_material(opened, dataset, runtime=runtime)))
+    write_page(place, report_page(opened, report, gather_material(opened, dataset, runtime=runtime)))
     return report
 
 
@@ -263,29 +263,3 @@ def _glossary() -> str:
 def _find(report: Report, filed_by: str, probes: Probes) -> SearchFigures | None:
     wanted = (report.distance, filed_by, probes)
     return next((row for row in report.search if (row.distance, row.filed_by, row.probes) == wanted), None)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside the place and rename, so that a page is whole or the old one."""
-    partial: Path | None = None
-    with _writing(path):
-        try:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-                partial = Path(file.name)
-                file.write(text)
-            partial.chmod(0o644)
-            partial.replace(path)
-        except OSError:
-            if partial:
-                partial.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}): give --html a file where you may write"
-        ) from error
