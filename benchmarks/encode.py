@@ -161,7 +161,8 @@ def measure_add(options, folder):
     files = sorted(paths.iterdir())
     precisions = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
     print(f"{len(files)} photographs of 512 px; pictures a second, median of {options.rounds} rounds")
-    print("; ".join(f"{precision} by {describe_runtime(precision)}" for precision in precisions) + "\n")
+    run_by = (f"{precision} by {describe_runtime(precision, has_weights=True)}" for precision in precisions)
+    print("; ".join(run_by) + "\n")
     print("| backbone | precision | usual pipeline | runtime, ready-made tensors | `kedge add` | / usual | / runtime |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for backbone in options.backbones:

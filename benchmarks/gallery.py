@@ -145,6 +145,7 @@ def measure_filters(folder, scale):
     for share in (0.0001, 0.01, 0.5):
         where, rows = f"share < {share}", np.flatnonzero(drawn < share)
         took = np.zeros(4)
+        gallery.search_vectors(queries[:1], 100, where=where)  # known from here on
         for number, query in enumerate(queries):
             # Another number makes another filter, of the same rows.
             for kind, text in ((0, f"{where} AND {number} = {number}"), (2, where)):
@@ -156,7 +157,9 @@ def measure_filters(folder, scale):
             matching = gallery._table.row_ids(where)
             matched = time.perf_counter()
             apart = vectors[rows] - query
-            np.argsort(np.vecdot(apart, apart))[:100]
+            squared = np.vecdot(apart, apart)
+            nearest = np.argpartition(squared, min(100, len(rows)) - 1)[:100]
+            nearest[np.argsort(squared[nearest])]
             took[1] += time.perf_counter() - started
             took[3] += time.perf_counter() - matched
             assert len(matching) == len(rows)

@@ -110,7 +110,7 @@ def main():
             _, bucket, recall, ours, theirs, flat = rows[-1]
             print(
                 f"| {count:,} | {bucket:,.0f} | {recall:.4f} | {ours:,.0f} | {ours / rows[0][3]:.1f} | {theirs:,.0f} "
-                f"| {flat:,.0f} | {flat / ours:.0f} |",
+                f"| {flat:,.0f} | {flat / ours:.1f} |",
                 flush=True,
             )
     if options.plot:

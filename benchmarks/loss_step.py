@@ -4,6 +4,7 @@
 
 Embeddings of a batch, a loss, its gradient, one AdamW step of the loss's parameters apart. Each cell runs in a process
 of its own, so that its peak memory is its own: what the process holds beyond what it held before the loss was built.
+`cam-sphere` is the loss alone; with `+classifier` the linear classifier that is trained beside it is part of the step.
 With `--device cuda` one process measures all, and memory is what torch held of the GPU. Writes a table in Markdown.
 """
 
@@ -20,6 +21,7 @@ from importlib.metadata import version
 LOSSES = (
     "cam",
     "cam-sphere",
+    "cam-sphere+classifier",
     "arcface",
     "cosface",
     "adaface",
@@ -83,9 +85,12 @@ def measure(cell, options):
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = peak_bytes(options.device)
-    recipe = loss_recipe(cell["loss"])
+    name, _, beside = cell["loss"].partition("+")
+    recipe = loss_recipe(name)
     loss = recipe.build(classes, options.dim, TrainingConfig.of(dict(recipe.settings))).to(options.device)
+    classifier = torch.nn.Linear(options.dim, classes, device=options.device) if beside else None
     parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    parameters += classifier.parameters() if classifier else []
     optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.0) if parameters else None
     times, steps, exact = [], [], []
     started = time.perf_counter()
@@ -93,8 +98,13 @@ def measure(cell, options):
         # Each class has some four pictures in the batch, so that there are pairs and triplets to mine.
         labels = torch.randint(0, classes, (options.batch // 4,), device=options.device).repeat(4)
         embeddings = torch.randn(len(labels), options.dim, device=options.device).requires_grad_()
+        features = torch.randn(len(labels), options.dim, device=options.device).requires_grad_()
         begun = now(options.device)
-        loss(embeddings, labels).backward()
+        value = loss(embeddings, labels)
+        if classifier:
+            weight = recipe.settings["auxiliary"]
+            value = value + weight * torch.nn.functional.cross_entropy(classifier(features), labels)
+        value.backward()
         middle = now(options.device)
         if optimizer:
             optimizer.step()
@@ -162,7 +172,7 @@ def main():
         middle = {name: sorted(run[name] for run in runs)[len(runs) // 2] for name in runs[0]}
         theirs = sorted(run["ms"] for run in found.get(("arcface", classes), ()) if "ms" in run)
         ratio = f"{middle['ms'] / theirs[len(theirs) // 2]:.2f}x" if theirs else ""
-        share = f"{100 * middle['exact']:.0f} %" if loss in ("cam", "cam-sphere", "fixed-anchors") else ""
+        share = f"{100 * middle['exact']:.0f} %" if loss.startswith("cam") or loss == "fixed-anchors" else ""
         print(
             f"| {classes:,} | {loss} | {middle['ms']:.1f} | {ratio} | {middle['mean_ms']:.1f} | "
             f"{middle['optimizer_ms']:.1f} | {middle['mb']:.0f} | {share} |"

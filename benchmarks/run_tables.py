@@ -129,6 +129,8 @@ def few(rows):
 
 def main():
     rows = [row for path in parse().rows for row in read_rows(path) if not row.get("failure")]
+    if not all("queries" in row for row in rows):
+        raise SystemExit("these are tries, which stand in the report of a comparison: give its results.csv")
     for data in dict.fromkeys(row["dataset"] for row in rows):
         own = [row for row in rows if row["dataset"] == data]
         print(f"**{data}** ({own[0]['queries']:,} queries, gallery of {own[0]['gallery']:,})\n")
