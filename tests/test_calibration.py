@@ -51,3 +51,9 @@ def test_percentiles_count_the_held_out_pictures(count, apart):
     assert calibration.percentiles(asked.astype(np.float32).astype(np.float64)) == pytest.approx(
         nearer, abs=apart + 1e-9
     )
+
+
+def test_of_many_held_out_pictures_the_hundredths_are_kept():
+    calibration = Calibration.fit(*on_a_line(np.arange(1000) / 4))
+    assert len(calibration.quantiles) == 101
+    assert (calibration.quantiles[0], calibration.quantiles[-1]) == (0, 249.75)

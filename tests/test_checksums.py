@@ -1,6 +1,7 @@
 """Checksums: a changed byte is found in whatever file it lies, a torn or lost line does no harm."""
 
 import os
+import zlib
 
 import pytest
 
@@ -138,3 +139,19 @@ def test_versions_do_not_grow_without_end(tmp_path, monkeypatch):
         gallery.restore(oldest.number)
         assert gallery.count() == oldest.pictures < 120
         assert gallery.check() == []
+
+
+def test_a_torn_line_condemns_no_file_and_the_first_sum_counts(tmp_path):
+    sums = Checksums(tmp_path)
+    for name in ("a", "ab"):
+        (tmp_path / name).write_text(f"the bytes of {name}")
+    sums.record(["a", "ab"])
+    # Cut off within the path: it would be a sum of another file.
+    with (tmp_path / FILE).open("a") as file:
+        file.write("00000000 9 a")
+    assert Checksums(tmp_path).verify(["a", "ab"]) == []
+    (tmp_path / "a").write_text("other bytes, a")
+    size, crc = 14, zlib.crc32(b"other bytes, a")
+    with (tmp_path / FILE).open("a") as file:
+        file.write(f"\n{crc:08x} {size} a\n")
+    assert [damage.path for damage in Checksums(tmp_path).verify(["a", "ab"])] == ["a"]

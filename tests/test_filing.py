@@ -52,3 +52,11 @@ def test_labels_without_an_anchor_are_named():
     anchors = Anchors(("cat", "dog"), np.eye(2, dtype=np.float32))
     with pytest.raises(InputError, match=r"no anchor is called 'bird', 'fish'; the model has 2 \(cat, dog\)"):
         labelled_buckets(["fish", "cat", "bird"], anchors)
+
+
+def test_vectors_between_anchors_that_float32_cannot_tell_apart_are_filed_by_float64():
+    random = np.random.default_rng(0)
+    points = (random.normal(size=(60, 8)) * 1e-3 + 100).astype(np.float32)
+    vectors = (random.normal(size=(300, 8)) * 1e-3 + 100).astype(np.float32)
+    apart = ((vectors[:, None].astype(np.float64) - points) ** 2).sum(axis=2)
+    assert file_vectors(vectors, points).anchors.tolist() == apart.argmin(axis=1).tolist()

@@ -82,3 +82,9 @@ def test_leave_one_out_map_worked_by_hand():
     vectors = np.array([[0.0], [1.0], [3.0]], dtype=np.float32)
     assert leave_one_out_map(vectors, np.array([0, 1, 0])) == pytest.approx(0.5)
     assert np.isnan(leave_one_out_map(vectors, np.array([0, 1, 2])))
+
+
+def test_a_recall_level_that_float_cannot_hold_needs_no_picture_more():
+    relevance = np.zeros((1, 100), dtype=bool)
+    relevance[0, :7] = True  # 0.07 x 100 is 7.000000000000001
+    assert interpolated_precision(relevance, np.array([100]), np.array([0.07])) == pytest.approx(1.0)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kedge.errors import InputError
+from kedge.filing import file_vectors
 from kedge.search import TwoStageIndex
 
 KINDS = ["random", "clustered", "duplicated", "integers", "far from the origin", "one line"]
@@ -278,3 +279,33 @@ def test_impossible_calls_are_named():
     ]:
         with pytest.raises(InputError, match=said):
             wrong()
+
+
+def test_scanned_and_probed_of_an_exact_search_are_what_it_compared():
+    # Buckets of 2 at 0, 10 and 100: the query at 4.9 needs the first two.
+    index = TwoStageIndex([[0.0], [1.0], [9.0], [10.0], [100.0], [101.0]], [[0.0], [10.0], [100.0]])
+    found = index.search([[4.9]], 2, "exact")
+    assert found.ids.tolist() == [[1, 2]]
+    assert found.probed[0].tolist() == [0, 1]
+    assert 3 <= found.scanned[0] <= 4
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_anchors_too_near_each_other_for_float32_are_ranked_by_float64(probes):
+    random = np.random.default_rng(0)
+    points = (random.normal(size=(200, 8)) * 1e-3 + 100).astype(np.float32)
+    queries = (random.normal(size=(50, 8)) * 1e-3 + 100).astype(np.float32)
+    found = TwoStageIndex(points, points).search(queries, 5, probes)
+    apart = ((queries[:, None].astype(np.float64) - points) ** 2).sum(axis=2)
+    for row, probed in enumerate(found.probed):
+        assert probed.tolist() == np.argsort(apart[row], kind="stable")[:probes].tolist()
+
+
+def test_filing_that_is_given_is_put_into_the_buckets_order():
+    vectors, queries, points = vectors_of("clustered", 0, count=3000, queries=40, dim=8, anchors=40)
+    filing = file_vectors(vectors, points)
+    given = TwoStageIndex(vectors, points, filing.anchors, rho=filing.rho, gap=filing.gap)
+    found = given.search(queries, 60, "exact")
+    same_up_to_ties(found, given.search_exhaustive(queries, 60))
+    own = TwoStageIndex(vectors, points, filing.anchors)
+    assert np.array_equal(found.scanned, own.search(queries, 60, "exact").scanned)

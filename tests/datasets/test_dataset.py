@@ -276,3 +276,19 @@ def test_decode_leaves_out_and_names_what_is_broken(photos):
     assert decoded.paths == dataset.train.paths[:3] + dataset.train.paths[4:]
     assert decoded.labels.tolist() == np.delete(dataset.train.labels, 3).tolist()
     assert len(dataset.train[5:9]) == 4
+
+
+def test_how_many_are_held_out_and_drawn(photos):
+    few = load_dataset(photos, shots=3, validation_share=0.5)
+    assert np.bincount(few.validation.labels).tolist() == [3] * 3
+    drawn = [names(load_dataset(photos, seed=seed, shots=3, validation_share=0.0).train) for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize(("each", "share", "held"), [(2, 0.1, 0), (3, 0.1, 1), (3, 0.89, 2)])
+def test_of_few_pictures_one_is_held_out_and_one_left(tmp_path, each, share, held):
+    draw_classes(tmp_path / "train", CLASSES, each=each, size=12, seed=0)
+    draw_classes(tmp_path / "test", CLASSES, each=1, size=12, seed=1)
+    dataset = load_dataset(tmp_path, validation_share=share)
+    assert np.bincount(dataset.validation.labels, minlength=3).tolist() == [held] * 3
+    assert np.bincount(dataset.train.labels).tolist() == [each - held] * 3

@@ -205,3 +205,57 @@ def test_fixed_anchors_are_summed_anew_for_another_margin():
         loss.margin = margin
         loss(torch.zeros(2, 8), torch.tensor([0, 1]))
         assert loss.terms.repeller == pytest.approx(slow_repeller(loss.anchors, margin)[0], rel=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), length=st.floats(0.02, 0.09))
+def test_anchors_that_creep_within_the_skin_stay_listed(seed, length):
+    torch.manual_seed(seed)
+    anchors, watch = torch.randn(60, 3, dtype=torch.float64) * 1.5, PairWatch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeller, "ROWS", 60)
+        patch.setattr(repeller, "PAIRS", 100)
+        for _ in range(20):
+            anchors += length * torch.nn.functional.normalize(torch.randn(60, 3, dtype=torch.float64))
+            value, _ = with_gradient(watch, anchors, 1.0, "sum")
+            assert watch.exact
+            assert value == pytest.approx(full_repeller(anchors, 1.0).item(), rel=1e-7)
+
+
+def test_a_watched_mean_is_that_of_the_full_sum_and_another_margin_begins_anew():
+    torch.manual_seed(0)
+    anchors, watch = torch.randn(500, 16), PairWatch()
+    for margin in (1.3, 1.5):
+        for _ in range(20):
+            value = watch(anchors, margin, "mean")
+        assert watch.exact
+        assert value.item() == pytest.approx(full_repeller(anchors, margin, "mean").item(), rel=1e-4)
+        assert value > 0
+
+
+def test_what_the_watch_estimates_is_about_the_full_sum():
+    torch.manual_seed(0)
+    # The first are crowded, the others are not: rows that are not drawn at random would tell another sum.
+    anchors = torch.cat([torch.randn(250, 4) * 0.1, torch.randn(250, 4) * 3])
+    watch = PairWatch()
+    drawn = [watch(anchors, 1.0, "sum").item() for _ in range(300)]
+    assert not watch.exact
+    assert np.mean(drawn) == pytest.approx(full_repeller(anchors, 1.0).item(), rel=0.05)
+
+
+def test_a_crowded_list_is_left_alone_for_a_while(monkeypatch):
+    watch, anchors, compared = PairWatch(), torch.randn(500, 4) * 0.1, []
+    compare = PairWatch._compare
+    monkeypatch.setattr(PairWatch, "_compare", lambda *given: compared.append(1) or compare(*given))
+    for _ in range(100):
+        watch(anchors, 1.0, "sum")
+    assert len(compared) < 10
+
+
+def test_a_common_offset_changes_nothing():
+    torch.manual_seed(0)
+    anchors = (torch.randn(30, 5) * 16).round() / 16  # exact in float32 beside the offset
+    value, gradient = with_gradient(full_repeller, anchors, 1.0)
+    moved, same = with_gradient(full_repeller, anchors + 1e4, 1.0)
+    assert moved == pytest.approx(value, rel=1e-4)
+    np.testing.assert_allclose(same, gradient, atol=1e-2)

@@ -9,6 +9,7 @@ import torch
 from kedge.config import TrainingConfig
 from kedge.errors import ConfigError
 from kedge.losses import LOSSES, AdaFace, CenterLoss, ClassAnchorMargin, loss_recipe
+from kedge.losses.metric_learning import metric_learning_loss
 
 TRAINED = sorted(name for name, recipe in LOSSES.items() if recipe.build is not None)
 
@@ -242,3 +243,42 @@ def test_a_batch_leaves_the_parameters_their_type(name, own):
         loss(embeddings.to(kind), labels).backward()
         optimizer.step()
     assert {parameter.dtype for parameter in loss.parameters()} <= {own}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("contrastive", {"pos_margin": 0.0, "neg_margin": 1.0}),
+        ("triplet", {"margin": 0.2}),
+        ("arcface", {"margin": pytest.approx(0.5, abs=1e-3), "scale": 64}),
+        ("cosface", {"margin": 0.35, "scale": 64}),
+        ("proxy-anchor", {"margin": 0.1, "alpha": 32}),
+        ("proxy-nca", {"softmax_scale": 3}),
+        ("supcon", {"temperature": 0.1}),
+        ("multi-similarity", {"alpha": 2, "beta": 50, "base": 0.5}),
+    ],
+)
+def test_what_nobody_sets_is_as_the_authors_have_it(name, published):
+    loss = metric_learning_loss(name, 5, 8).loss
+    # The library keeps the first of these by other names.
+    for parts in (getattr(loss, "loss_fn", None), getattr(loss, "proxy_loss", None), loss):
+        found = {setting: getattr(parts, setting) for setting in published if hasattr(parts, setting)}
+        if found:
+            break
+    assert found == published
+
+
+def test_pairs_are_mined_as_the_authors_do():
+    triplets, pairs = (metric_learning_loss(name, 5, 8).miner for name in ("triplet", "multi-similarity"))
+    assert (type(triplets).__name__, triplets.type_of_triplets) == ("TripletMarginMiner", "semihard")
+    assert triplets.margin == 0.2
+    assert (type(pairs).__name__, pairs.epsilon) == ("MultiSimilarityMiner", 0.1)
+
+
+def test_adaface_of_one_picture_and_of_a_huge_one():
+    loss, point = AdaFace(5, 8), torch.ones(1, 8)
+    assert torch.isfinite(loss(point, torch.tensor([0])))
+    assert (float(loss.mean), float(loss.deviation)) == (20.0, 100.0)  # one norm has no deviation
+    loss.eval()
+    far, farther = (float(loss(1000 * scale * point, torch.tensor([0])).detach()) for scale in (0.1, 1.0))
+    assert far == pytest.approx(farther)  # norms count up to 100
