@@ -80,6 +80,8 @@ def test_groups_are_those_of_a_slow_loop(seed, count, bits):
     assert {frozenset(map(int, group.ids)) for group in found} == slow_groups(contents, hashes, vectors, bits, 1.5)
     for group in found:
         assert (group.kind == "exact") == (len({contents[int(row)] for row in group.ids}) == 1)
+        rows = [int(row) for row in group.ids]
+        assert group.distance == pytest.approx(max(np.linalg.norm(vectors[rows[0]] - vectors[row]) for row in rows))
     assert [len(group.ids) for group in found] == sorted((len(group.ids) for group in found), reverse=True)
 
 
@@ -119,6 +121,22 @@ def test_pictures_that_look_unlike_are_no_duplicates():
     assert found(a=jpeg("red"), b=jpeg("blue"), c=again, d=jpeg("blue")) == [("a", "c"), ("b", "d")]
     assert found(a=jpeg("red"), **dict.fromkeys("bcd", jpeg("blue"))) == [("b", "c", "d")]
     assert found(a=jpeg("red"), b=jpeg("blue"), c=jpeg("green"), d=jpeg("white")) == []
+
+
+def test_equal_contents_are_duplicates_whatever_they_look_like_and_shades_count():
+    def found(first, second, contents):
+        shown = {}
+        for key, grey in (("a", first), ("b", second)):
+            buffer = io.BytesIO()
+            Image.new("L", (32, 32), grey).save(buffer, "PNG")
+            shown[key] = buffer.getvalue()
+        names, vectors = list("ab"), np.zeros((2, 2), np.float32)
+        told = {"bits": 2, "distance": 0.0, "thumbnails": lambda _: shown}
+        return [group.kind for group in duplicate_groups(names, names, names, contents, [7, 7], vectors, **told)]
+
+    assert found(0, 255, ["1", "1"]) == ["exact"]
+    assert found(100, 115, ["1", "2"]) == ["near"]
+    assert found(100, 130, ["1", "2"]) == []
 
 
 def test_memory_does_not_grow_with_the_pairs_of_one_hash():

@@ -800,6 +800,28 @@ def test_exact_search_in_half_precision_is_exact_among_the_rounded_vectors():
     assert found.distances[0] == pytest.approx(rounded.min())
 
 
+def test_a_filter_finds_its_rows_whatever_their_numbers_and_few_filters_are_kept():
+    """Lance numbers rows by the file that they lie in, which need not be the order that they are read in."""
+
+    class Table:
+        def read(self, *_, **__):
+            texts = {name: ["near", "far"] for name in ("id", "path", "label")}
+            zeros = np.zeros(2, dtype=np.float32)
+            return pa.table({**texts, "rho": zeros, "gap": zeros, "anchor": ["a", "a"], "_rowid": np.uint64([5, 2])})
+
+        def embeddings(self):
+            yield np.float32([[1, 0], [2, 0]])
+
+        def row_ids(self, _where):
+            return np.uint64([5])
+
+    index = MemoryIndex(Table(), Anchors(("a",), np.float32([[0, 0]])), half=False)
+    for number in range(20):
+        (found,) = index.search(np.float32([[9, 0]]), 2, 1, where=f"{number} = {number}", order="distance")
+        assert found.said["id"].to_pylist() == ["near"]
+    assert len(index._matches) == 16
+
+
 def test_a_large_jpeg_gets_one_embedding_however_it_is_read(tmp_path):
     # Reduced decoding must be the same in training's data sets, in add, and in queries by path and by bytes.
     for number, name in enumerate(("train/red", "train/green", "test/red", "test/green")):
