@@ -111,6 +111,8 @@ def test_what_holds_of_every_division(rows, seed, shots, share, remembered, tmp_
 
 
 def test_numbers_that_cannot_be_are_refused(photos):
+    with pytest.raises(DatasetError, match="is empty"):
+        load_dataset("")
     for option in ({"shots": 0}, {"max_classes": 1}, {"validation_share": 1.0}, {"validation_share": -0.1}):
         with pytest.raises(ConfigError, match=next(iter(option))):
             load_dataset(photos, **option)

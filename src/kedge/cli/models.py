@@ -295,7 +295,7 @@ def _show_report(report: Any) -> None:
     left_out = f"; left out, because they cannot be used: {len(report.left_out)}" if report.left_out else ""
     print(
         f"{report.queries} queries{', expanded,' if report.expanded else ''} in a gallery of {report.gallery}, "
-        f"{report.classes} classes, {report.dim} dimensions{left_out}"
+        f"{report.classes} classes, {report.dim} dimensions, searched by {report.distance}{left_out}"
     )
     print(f"{'search':<37} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
     for row in report.search:

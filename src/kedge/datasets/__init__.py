@@ -63,6 +63,9 @@ def place_of(data: str | Path) -> str:
 
 def _list(data: str | Path) -> Listing:
     path = Path(data)
+    if not str(data).strip():
+        # A shell's variable that is not set would mean the working folder.
+        raise DatasetError("the name of the data is empty: give a folder, a list, or a published set's name")
     if str(data) in PUBLISHED:
         return PUBLISHED[str(data)]()
     if path.is_dir():

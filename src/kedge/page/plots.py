@@ -107,7 +107,7 @@ def terms_by_epoch(metrics: Sequence[Mapping[str, Any]]) -> str:
     axes.yaxis.set_minor_formatter("{x:g}")
     _number_epochs(axes)
     if axes.lines:
-        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
+        figure.legend(loc="outside lower center", frameon=False, fontsize=9, labelcolor=SOFT, ncols=3)
     return _svg(figure, "terms")
 
 
