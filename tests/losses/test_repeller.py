@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kedge.errors import InputError
-from kedge.losses import ClassAnchorMargin, repeller
+from kedge.losses import ClassAnchorMargin, class_anchor_margin, repeller
 from kedge.losses.repeller import PairWatch, full_repeller, sampled_repeller
 
 
@@ -259,3 +259,39 @@ def test_a_common_offset_changes_nothing():
     moved, same = with_gradient(full_repeller, anchors + 1e4, 1.0)
     assert moved == pytest.approx(value, rel=1e-4)
     np.testing.assert_allclose(same, gradient, atol=1e-2)
+
+
+@pytest.mark.parametrize("rows", [None, [3, 0, 11]])
+def test_anchors_put_on_a_sphere_repel_as_their_points_there_do(rows):
+    torch.manual_seed(0)
+    anchors = torch.randn(40, 3, dtype=torch.float64) * 5
+    chosen = () if rows is None else (torch.tensor(rows),)
+    of_points = full_repeller if rows is None else sampled_repeller
+
+    def along(moved):
+        return of_points(2.0 * torch.nn.functional.normalize(moved, dim=1), *chosen, 1.5)
+
+    value, gradient = with_gradient(along, anchors)
+    found, same = with_gradient(lambda moved: of_points(moved, *chosen, 1.5, radius=2.0), anchors)
+    assert found == pytest.approx(value)
+    np.testing.assert_allclose(same, gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_many_anchors_on_the_sphere_have_the_gradient_of_few():
+    torch.manual_seed(0)
+    anchors, points, labels = torch.randn(20, 6), torch.randn(8, 6), torch.arange(8)
+    found = []
+    for most in (384, 4):
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (repeller, class_anchor_margin):
+                patch.setattr(module, "MOST_SUMMED", most)
+            patch.setattr(class_anchor_margin, "ROWS", 20)  # all of them: the estimate is the sum
+            loss = ClassAnchorMargin(20, 6, margin=2.0, sphere=True, start="random")
+            with torch.no_grad():
+                loss.anchors.copy_(anchors)
+            value = loss(points, labels)
+            value.backward()
+            found.append((value.item(), loss.anchors.grad.numpy(), loss.exact))
+    assert [exact for *_, exact in found] == [True, False]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)

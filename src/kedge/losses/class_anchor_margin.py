@@ -131,20 +131,27 @@ class ClassAnchorMargin(nn.Module):
         labels = check_batch(embeddings, labels, *self.anchors.shape)
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             points, anchors = embeddings.to(arithmetic(embeddings)), self.anchors.to(arithmetic(self.anchors))
-            scale = 1.0
+            radius, scale = None, 1.0
             if self.sphere:
-                points = self.margin * F.normalize(points, dim=1)
-                anchors = self.margin * F.normalize(anchors, dim=1)
-                scale = self.margin**-2
+                points, scale = self._on_sphere(points), self.margin**-2
+                if len(anchors) <= MOST_SUMMED:
+                    anchors = self._on_sphere(anchors)
+                else:
+                    # Of many those of the batch alone: the repeller puts them all there, in a third of the passes.
+                    radius = self.margin
                 floor = points.new_zeros(())  # every norm is m there: the floor has nothing to do
             else:
                 floor = norm_floor(anchors, self.least_norm, self.reduction) * self.norm_weight
-            pull = attractor(points, anchors[labels]) * (scale * self.attractor_weight)
-            push = self._repeller(anchors) * (scale * self.repeller_weight)
+            own = anchors[labels] if radius is None else self._on_sphere(anchors[labels])
+            pull = attractor(points, own) * (scale * self.attractor_weight)
+            push = self._repeller(anchors, radius) * (scale * self.repeller_weight)
         self.step_terms = {"attractor": pull.detach(), "repeller": push.detach(), "norm_floor": floor.detach()}
         return pull + push + floor
 
-    def _repeller(self, anchors: Tensor) -> Tensor:
+    def _on_sphere(self, vectors: Tensor) -> Tensor:
+        return self.margin * F.normalize(vectors, dim=1)
+
+    def _repeller(self, anchors: Tensor, radius: float | None) -> Tensor:
         self.exact = True
         if not anchors.requires_grad:
             # Fixed anchors repel as they did before. Nothing moves by it: very many need not all be compared for that.
@@ -153,7 +160,11 @@ class ClassAnchorMargin(nn.Module):
             state = (self.anchors._version, self.anchors.data_ptr(), settings)
             if self._fixed is None or self._fixed[0] != state:
                 rows = torch.randperm(len(anchors), device=anchors.device)[:COMPARED]
-                value = full_repeller(anchors, *settings) if self.exact else sampled_repeller(anchors, rows, *settings)
+                value = (
+                    full_repeller(anchors, *settings, radius=radius)
+                    if self.exact
+                    else sampled_repeller(anchors, rows, *settings, radius=radius)
+                )
                 self._fixed = (state, value)
             return self._fixed[1]
         if len(anchors) <= MOST_SUMMED:
@@ -162,7 +173,7 @@ class ClassAnchorMargin(nn.Module):
             # No two points of the sphere lie further apart than 2m: no pair can be left out.
             self.exact = False
             rows = torch.randperm(len(anchors), device=anchors.device)[:ROWS]
-            return sampled_repeller(anchors, rows, self.margin, self.reduction)
+            return sampled_repeller(anchors, rows, self.margin, self.reduction, radius=radius)
         value = self.watch(anchors, self.margin, self.reduction)
         self.exact = self.watch.exact
         return value

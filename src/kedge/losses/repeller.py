@@ -35,33 +35,40 @@ CLOSE = 1e-3
 TINY = 1e-12
 
 
-def full_repeller(anchors: Tensor, margin: float, reduction: Reduction = "sum") -> Tensor:
-    """Return L_R, a scalar, of anchors (t, d); "mean" divides by the number of ordered pairs."""
+def full_repeller(
+    anchors: Tensor, margin: float, reduction: Reduction = "sum", *, radius: float | None = None
+) -> Tensor:
+    """Return L_R, a scalar, of anchors (t, d); "mean" divides by the number of ordered pairs.
+
+    radius: of the sphere about the origin that the anchors are put on first; None leaves them where they are.
+    """
     count = len(anchors)
     if count < 2:
         return anchors.sum() * 0.0
     scale = 0.5 * _weight(count, reduction)
     blocks = torch.arange(count, device=anchors.device).split(max(1, BLOCK // count))
     if len(blocks) == 1:
-        return _hinge(anchors, None, margin, scale)
-    return torch.stack([_hinge(anchors, rows, margin, scale) for rows in blocks]).sum()
+        return _hinge(anchors, None, margin, scale, radius)
+    return torch.stack([_hinge(anchors, rows, margin, scale, radius) for rows in blocks]).sum()
 
 
-def sampled_repeller(anchors: Tensor, rows: Tensor, margin: float, reduction: Reduction = "sum") -> Tensor:
-    """Return an estimate of L_R by the anchors numbered `rows` (r,) against all.
+def sampled_repeller(
+    anchors: Tensor, rows: Tensor, margin: float, reduction: Reduction = "sum", *, radius: float | None = None
+) -> Tensor:
+    """Return an estimate of L_R by the anchors numbered `rows` (r,) against all; radius as in `full_repeller`.
 
     Unbiased when each anchor is as likely to be drawn as any other: the mean over all draws is the full sum.
     """
     scale = 0.5 * len(anchors) / len(rows)
-    return _hinge(anchors, rows, margin, scale * _weight(len(anchors), reduction))
+    return _hinge(anchors, rows, margin, scale * _weight(len(anchors), reduction), radius)
 
 
 def _weight(count: int, reduction: Reduction) -> float:
     return 1.0 / (count * (count - 1)) if reduction == "mean" else 1.0
 
 
-def _hinge(anchors: Tensor, rows: Tensor | None, margin: float, scale: float) -> Tensor:
-    value: Tensor = _Hinge.apply(anchors, rows, margin, scale)
+def _hinge(anchors: Tensor, rows: Tensor | None, margin: float, scale: float, radius: float | None) -> Tensor:
+    value: Tensor = _Hinge.apply(anchors, rows, margin, scale, radius)
     return value
 
 
@@ -69,9 +76,15 @@ class _Hinge(torch.autograd.Function):
     """scale x the sum of max(0, 2m - distance)^2 over rows x anchors, and its gradient, by products of matrices."""
 
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, rows: Tensor | None, margin: float, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, anchors: Tensor, rows: Tensor | None, margin: float, scale: float, radius: float | None
+    ) -> Tensor:
+        points = anchors
+        if radius is not None:
+            stretch = radius / anchors.norm(dim=1, keepdim=True).clamp_min_(TINY)  # (t, 1)
+            points = anchors * stretch
         # About their mean, so that a common offset cannot swamp the differences.
-        centred = anchors - anchors.mean(dim=0, keepdim=True)
+        centred = points - points.mean(dim=0, keepdim=True)
         chosen = centred if rows is None else centred[rows]  # (r, d)
         distances = (_squared_distances(chosen, centred) + TINY).sqrt_()  # (r, t)
         own = torch.arange(len(chosen), device=anchors.device)
@@ -87,15 +100,19 @@ class _Hinge(torch.autograd.Function):
                 # In the place of the centred anchors, which are not needed any more: there may be very many.
                 gradient = centred.mul_(-pull.sum(dim=0)[:, None]).addmm_(pull.T, chosen)
                 gradient.index_add_(0, rows, by_row, alpha=-1.0).mul_(2.0 * scale)
+            if radius is not None:
+                # On the sphere a point moves along it alone, and the less the further out its anchor lies.
+                outward = (gradient * points).sum(dim=1, keepdim=True) / radius**2
+                gradient.addcmul_(points, outward, value=-1.0).mul_(stretch)
             ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         if torch.is_grad_enabled():  # by create_graph=True
             raise InputError("the class-anchor margin loss has no second derivatives: leave create_graph=True out")
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0], None, None, None
+        return gradient * grad_outputs[0], None, None, None, None
 
 
 def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
