@@ -270,7 +270,7 @@ def test_an_evaluation_tells_what_it_cannot_know(place, tmp_path, monkeypatch, c
     said = capsys.readouterr().err
     assert "does not say what it was trained on (no splits.json)" in said
     assert "knows none of these 2 classes" in said
-    assert f"left out {broken}: cannot be read" in said
+    assert f"left out {broken}: broken: image file is truncated" in said
     assert f"left out {twice}: the same picture stands under 'ring' and 'star'" in said
 
 

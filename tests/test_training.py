@@ -109,7 +109,7 @@ def test_a_test_picture_that_cannot_be_read_is_named(photos, tmp_path, capsys):
     else:
         pytest.fail("never drawn to test on")
     kedge.train(tmp_path / "photos", tmp_path / "model", **{**FAST, "quiet": False, "epochs": 1})
-    assert capsys.readouterr().err.count(f"left out {broken}: cannot be read") == 1
+    assert capsys.readouterr().err.count(f"left out {broken}: not a picture that can be read") == 1
 
 
 def test_a_model_is_kept_where_no_test_picture_can_be_read(photos, tmp_path, capsys):
@@ -497,7 +497,7 @@ def test_an_interrupt_is_told_and_can_be_resumed(photos, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; what was finished is kept" in said
+    assert "stopped; --resume goes on" in said
     assert "Traceback" not in said
     assert (tmp_path / "model.partial" / "resume.ckpt").is_file()
 
