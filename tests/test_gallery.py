@@ -580,6 +580,7 @@ CUT_SHORT = (
     "label = 'red' -- and width > 900",
     "label = 'nobody') or (1 = 1",
     "(label = 'red' and width > 900))",
+    """label = "it's") or (1 = 1""",
 )
 
 

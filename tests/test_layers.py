@@ -44,6 +44,7 @@ LAYERS = [
         "archives",
         "stores",
         "csv_table",
+        "row_filter",
         "jobs",
     },
     {"cores", "errors"},

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +24,8 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from lance.commit import CommitConflictError
 
-from kedge.errors import GalleryError, InputError, WorkError, nearest_name
+from kedge.errors import GalleryError, InputError, WorkError
+from kedge.row_filter import filter_error, whole_condition
 
 __all__ = ["PicturesTable", "Version"]
 
@@ -49,8 +49,6 @@ _CHANGES = {
 }
 _LOST = re.compile(r"not found", re.IGNORECASE)
 _BY_FILTER = re.compile(r"user input|applying filter")
-_PARSED = re.compile(r"sql parser error: (.*)\)")
-_OUR_BRACKET = "Expected: ), found"
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FAILURES = (OSError, ValueError, RuntimeError, CommitConflictError)
@@ -414,41 +412,14 @@ class PicturesTable:
 
     @contextmanager
     def _filtering(self, where: str | None) -> Iterator[str | None]:
-        """Give the filter as Lance is to have it; turn what is wrong with it into an error of ours."""
-        if where is not None and not where.strip():
-            raise InputError("the filter is empty: give a condition such as \"label = 'cat'\", or leave it out")
-        # In single quotes a double one is part of a text.
-        bare = re.sub("'[^']*'", "", where or "")
-        depths = [0, *accumulate({"(": 1, ")": -1}.get(sign, 0) for sign in re.sub('"[^"]*"', "", bare))]
-        if "'" not in bare and (min(depths) < 0 or depths[-1]):
-            raise GalleryError(f'the filter "{where}" cannot be used: not every bracket has its other half')
-        quoted = {*re.findall(r'"(\w+)"', bare)} & {*self._dataset.schema.names}
-        if quoted:
-            # Lance would compare the word itself, and match nothing.
-            name = min(quoted)
-            raise GalleryError(f"\"{name}\" in double quotes is a text, not the column: write {name} or '{name}'")
+        """Give a filter as Lance is to have it; turn what is wrong with it into an error of ours."""
+        condition = None if where is None else whole_condition(where, self._dataset.schema.names)
         try:
-            # Lance takes a condition as far as it is whole, and leaves what follows: in brackets that is an error.
-            yield None if where is None else f"({where})"
+            yield condition
         except _FAILURES as error:
-            text = _reason(error)
             if where is None or not _BY_FILTER.search(str(error)):
                 raise _unreadable(error) from error
-            columns = ", ".join(self._dataset.schema.names)
-            unknown = re.search(r"No field named (\S+?)\.?(?=\s|$)", text)
-            if unknown:
-                name = unknown.group(1).strip('"')
-                near = nearest_name(name, self._dataset.schema.names)
-                raise GalleryError(
-                    f"no column '{name}'{near}; there are: {columns}. A text is put in quotes, such as label = 'cat'"
-                ) from error
-            parsed = _PARSED.search(text)
-            if parsed:
-                text = parsed.group(1).replace(_OUR_BRACKET, "expected its end, `and` or `or`, found")
-            raise GalleryError(
-                f"the filter \"{where}\" cannot be used ({text}): texts are put in quotes, such as label = 'cat', and "
-                f"numbers are not; columns are: {columns}"
-            ) from error
+            raise filter_error(where, _reason(error), self._dataset.schema.names) from error
 
 
 def matrix(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:

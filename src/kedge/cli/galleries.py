@@ -145,7 +145,10 @@ def search(
         limits = [name for name, value in (("--where", where), ("--max-distance", max_distance)) if value is not None]
         none = f"no picture is within {' and '.join(limits)}" if opened.count() else "fill the gallery with `kedge add`"
         for result in results:
-            print(json.dumps(asdict(result))) if json_ else _show(result, none)
+            if json_:
+                print(json.dumps(asdict(result)))
+            else:
+                _show(result, none)
         if html:
             _write_contact_sheet(opened, pictures, results, html)
             if not json_:

@@ -81,7 +81,7 @@ class _Hinge(torch.autograd.Function):
     ) -> Tensor:
         points = anchors
         if radius is not None:
-            stretch = radius / anchors.norm(dim=1, keepdim=True).clamp_min_(TINY)  # (t, 1)
+            stretch = radius / anchors.norm(dim=1, keepdim=True).clamp_min_(TINY)  # (t, 1), as F.normalize does
             points = anchors * stretch
         # About their mean, so that a common offset cannot swamp the differences.
         centred = points - points.mean(dim=0, keepdim=True)
