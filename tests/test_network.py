@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from kedge.errors import ConfigError
 from kedge.losses.class_anchor_margin import start_anchors
-from kedge.network import Network, StoredEmbedding, build_backbone, sharpened
+from kedge.network import Network, StoredEmbedding, build_backbone, earlier_dim, sharpened
 
 
 def network(backbone="resnet10-half", image_size=32, dim=8, on_sphere=False):
@@ -70,10 +70,34 @@ def test_stored_features():
     assert torch.equal(StoredEmbedding(net, "pooled")(given), pooled)
     joint = StoredEmbedding(net, "joint")
     stored = joint(given)
-    assert stored.shape == (2, joint.dim) == (2, 8 + 256)
-    assert torch.allclose(stored.norm(dim=1), torch.ones(2))
-    # [e ; 2 f] of two unit vectors has norm sqrt(5): the embedding's part is 1/sqrt(5) of it.
-    assert torch.allclose(stored[:, :8].norm(dim=1), torch.full((2,), 5**-0.5), atol=1e-5)
+    assert stored.shape == (2, joint.dim) == (2, 8 + 256 + 128)
+    maps = net.backbone.stages[:-1](net.backbone.stem((given[:, 2:30, 2:30].permute(0, 3, 1, 2) - net.mean) / net.std))
+    joint.earlier_mean.normal_()
+    net.feature_mean.normal_()
+    for part, of in (
+        (joint(given)[:, :8], embeddings),
+        (joint(given)[:, 8:264], pooled - net.feature_mean),
+        (joint(given)[:, 264:], maps.mean(dim=(2, 3)) - joint.earlier_mean),
+    ):
+        assert torch.allclose(part, F.normalize(of, dim=1) / 3**0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet10-half", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+)
+def test_stages_are_those_that_are_pooled(backbone):
+    size = 224 if "224" in backbone else 32
+    net, given = network(backbone, image_size=size), pictures(size)
+    pooled, earlier = net.pool_stages(given)
+    assert torch.allclose(pooled, net.pool(given), atol=1e-5)
+    assert earlier.shape == (2, earlier_dim(net))
+    assert not net.training
+
+
+def test_a_backbone_that_does_not_tell_its_stages_is_said():
+    net = network("hiera_tiny_224", image_size=224)
+    with pytest.raises(ConfigError, match="does not tell its stages apart"):
+        StoredEmbedding(net, "joint")
 
 
 @pytest.mark.parametrize("on_sphere", [True, False])

@@ -412,8 +412,19 @@ def test_every_loss_trains(loss, photos, tmp_path):
 @pytest.mark.parametrize("features", ["pooled", "joint"])
 def test_stored_features(features, photos, tmp_path):
     model = kedge.train(photos, tmp_path / "model", features=features, **FAST)
-    assert model.card.dim == {"pooled": 256, "joint": 256 + 8}[features]
+    assert model.card.dim == {"pooled": 256, "joint": 8 + 256 + 128}[features]
     assert kedge.evaluate(model, photos).dim == model.card.dim
+
+
+def test_joint_vectors_are_centred_by_the_pictures_trained_on(photos, tmp_path):
+    model = kedge.train(photos, tmp_path / "model", features="joint", **FAST)
+    stored = restore_network(model)
+    squares = torch.from_numpy(kedge.load_dataset(photos, membership=model.splits()).train.decode(32).pixels)
+    with torch.inference_mode():
+        pooled, earlier = stored.network.eval().pool_stages(squares)
+    assert torch.allclose(stored.network.feature_mean, pooled.mean(dim=0), atol=1e-5)
+    assert torch.allclose(stored.earlier_mean, earlier.mean(dim=0), atol=1e-5)
+    assert stored.earlier_mean.norm() > 0
 
 
 def test_a_precision_left_open_is_no_other_setting(trained, photos):

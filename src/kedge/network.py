@@ -1,6 +1,7 @@
 """Network: a backbone, pooled features and an embedding head, as one graph from uint8 pictures to embeddings."""
 
 from itertools import pairwise
+from typing import Any
 
 import timm
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "accepts_any_size",
     "build_backbone",
     "check_backbone",
+    "earlier_dim",
     "least_image_size",
     "sharpened",
 ]
@@ -53,17 +55,27 @@ class Network(nn.Module):
         mean, std = _normalisation(backbone)
         self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1))
-        # Mean of the pooled features over the training pictures; set after training, used by `joint` embeddings.
+        # Mean of the pooled features over the training pictures; set after training, used by `joint` vectors.
         self.register_buffer("feature_mean", torch.zeros(self.feature_dim))
 
     def pool(self, pictures: Tensor) -> Tensor:
         """Return pooled features, shape (n, f)."""
+        features: Tensor = self.backbone(self._normalised(pictures))
+        return features
+
+    def pool_stages(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pooled features, shape (n, f), and those of the backbone's stage before the last, shape (n, g)."""
+        backbone: Any = self.backbone
+        last, (earlier,) = backbone.forward_intermediates(self._normalised(pictures), indices=[-2])
+        return backbone.forward_head(last), earlier.mean(dim=(2, 3))
+
+    def _normalised(self, pictures: Tensor) -> Tensor:
+        """Return the pixels that the backbone sees, shape (n, 3, v, v)."""
         edge = (pictures.shape[1] - self.view_size) // 2
         if edge > 0:
             pictures = pictures[:, edge : edge + self.view_size, edge : edge + self.view_size]
         channels_first = pictures.permute(0, 3, 1, 2).to(self.mean.dtype)
-        features: Tensor = self.backbone((channels_first - self.mean) / self.std)
-        return features
+        return (channels_first - self.mean) / self.std
 
     def embed(self, pooled: Tensor) -> Tensor:
         """Return embeddings, shape (n, d), of pooled features, shape (n, f)."""
@@ -80,14 +92,16 @@ class StoredEmbedding(nn.Module):
     """The network as it is exported: pictures (n, s, s, 3) uint8 -> the vectors a gallery stores, (n, d) float32.
 
     features="embedding": the head's output; "pooled": the backbone's pooled features; "joint": the unit vector of
-    [e ; 2 f], e the unit embedding and f the unit centred pooled features, for collections whose classes change;
-    "softmax": the probabilities that `classifier`, a linear layer on the embedding, gives the classes.
+    [e ; f ; g], e the unit embedding, f and g the unit centred pooled features of the backbone's last stage and of the
+    one before it, for collections whose classes change; "softmax": the probabilities that `classifier`, a linear layer
+    on the embedding, gives the classes.
 
     `mirrored`: means over a picture and its mirror image in place of what the network makes of the picture. With
     `anchors` (t, d), class anchors among the vectors, these are `sharpened` by the power `sharpening`.
     """
 
     anchors: Tensor | None
+    earlier_mean: Tensor
 
     def __init__(
         self,
@@ -108,34 +122,46 @@ class StoredEmbedding(nn.Module):
         self.sharpening = sharpening
         self.mirrored = mirrored
         self.register_buffer("anchors", anchors)
+        earlier = earlier_dim(network) if features == "joint" else 0
+        if features == "joint":
+            # As the network's `feature_mean`, of the stage before the last.
+            self.register_buffer("earlier_mean", torch.zeros(earlier))
         self.dim = {
             "embedding": network.dim,
             "pooled": network.feature_dim,
-            "joint": network.dim + network.feature_dim,
+            "joint": network.dim + network.feature_dim + earlier,
             "softmax": classifier.out_features if classifier else 0,
         }[features]
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the stored vectors."""
-        vectors = self._vectors(*(self._mirrored(pictures) if self.mirrored else self.network(pictures)))
+        vectors = self._vectors(*(self._mirrored(pictures) if self.mirrored else self._parts(pictures)))
         return vectors if self.anchors is None else sharpened(vectors, self.anchors, self.sharpening)
 
-    def _vectors(self, embeddings: Tensor, pooled: Tensor) -> Tensor:
+    def _parts(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """Return (embeddings, pooled features), for joint vectors with those of the stage before."""
+        if self.features != "joint":
+            embeddings, features = self.network(pictures)
+            return embeddings, features
+        pooled, earlier = self.network.pool_stages(pictures)
+        return self.network.embed(pooled), pooled, earlier
+
+    def _vectors(self, embeddings: Tensor, pooled: Tensor, earlier: Tensor | None = None) -> Tensor:
         if self.features == "pooled":
             return pooled
         if self.classifier is not None:
             probabilities: Tensor = self.classifier(embeddings).softmax(dim=1)
             return probabilities
-        if self.features == "joint":
-            centred = F.normalize(pooled - self.network.feature_mean, dim=1)
-            return F.normalize(torch.cat([F.normalize(embeddings, dim=1), 2.0 * centred], dim=1), dim=1)
+        if earlier is not None:
+            parts = embeddings, pooled - self.network.feature_mean, earlier - self.earlier_mean
+            return torch.cat([F.normalize(part, dim=1) for part in parts], dim=1) / len(parts) ** 0.5
         return embeddings
 
-    def _mirrored(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (embeddings, pooled features), means over pictures and their mirror images."""
-        both = self.network(torch.cat([pictures, pictures.flip(2)]))
-        embeddings, pooled = (vectors.unflatten(0, (2, -1)).mean(dim=0) for vectors in both)
-        return F.normalize(embeddings, dim=1) if self.network.on_sphere else embeddings, pooled
+    def _mirrored(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """Return the same parts, means over pictures and their mirror images."""
+        both = self._parts(torch.cat([pictures, pictures.flip(2)]))
+        embeddings, *others = (vectors.unflatten(0, (2, -1)).mean(dim=0) for vectors in both)
+        return F.normalize(embeddings, dim=1) if self.network.on_sphere else embeddings, *others
 
 
 def sharpened(vectors: Tensor, anchors: Tensor, power: float) -> Tensor:
@@ -174,8 +200,17 @@ class _HalfResNet10(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pictures: Tensor) -> Tensor:
-        pooled: Tensor = self.stages(self.stem(pictures)).mean(dim=(2, 3))
-        return pooled
+        return self.forward_head(self.stages(self.stem(pictures)))
+
+    def forward_intermediates(self, pictures: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return the last stage's map and those of the stages asked for, as timm's backbones do."""
+        maps = [self.stem(pictures)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[-1], [maps[index] for index in indices]
+
+    def forward_head(self, last: Tensor) -> Tensor:
+        return last.mean(dim=(2, 3))
 
 
 def _stage(before: int, width: int) -> nn.Module:
@@ -220,6 +255,27 @@ def _feature_dim(backbone: nn.Module, name: str, view_size: int) -> int:
         ) from error
     backbone.train(was_training)
     return features.shape[1]
+
+
+def earlier_dim(network: Network) -> int:
+    """Return the length of the pooled features of the stage before the last.
+
+    Raises ConfigError for a backbone of which `pool_stages` cannot be had, as of a few of timm's.
+    """
+    was_training = network.training
+    black = torch.zeros(1, network.view_size, network.view_size, 3, dtype=torch.uint8, device=network.mean.device)
+    try:
+        with torch.inference_mode():
+            expected, (pooled, earlier) = network.eval().pool(black), network.pool_stages(black)
+        if pooled.shape != expected.shape or not torch.allclose(pooled, expected, atol=1e-4):
+            raise ValueError("its last stage is another than it pools")
+    except (AttributeError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"this backbone does not tell its stages apart, of which joint vectors are made ({error}): "
+            "give another --backbone, or leave --features out"
+        ) from error
+    network.train(was_training)
+    return earlier.shape[1]
 
 
 def check_backbone(name: str, *, pretrained: bool) -> None:

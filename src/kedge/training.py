@@ -30,7 +30,7 @@ from kedge.export import export_encoder, write_card
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.measurement import exhaustive_scores
 from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
-from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, sharpened
+from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, earlier_dim, sharpened
 from kedge.page import gather_material, report_page
 from kedge.torch_device import training_device, training_precision, whole_float32
 from kedge.training_loop import EmbeddingTraining, fit
@@ -129,7 +129,7 @@ def train(
         )
         stored.to(training_device()).eval()
         if resolved.features == "joint":
-            network.feature_mean.copy_(_encode(network.pool, training_pictures).inputs.mean(dim=0))
+            _centre(stored, training_pictures)
         encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
         if not torch.isfinite(encoded.inputs).all():
             raise DivergedError("the trained network makes embeddings that are not finite: lower the learning rate")
@@ -211,13 +211,16 @@ def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -
     dim = settings.dim if settings.head == "linear" else None
     if recipe.learns_anchors and dim is not None and settings.anchor_start == "base" and classes > dim:
         raise ConfigError(f"anchor_start = 'base' needs --dim of at least {classes}, the number of classes, not {dim}")
-    return Network(
+    network = Network(
         settings.backbone or SMALL_BACKBONE,
         image_size=settings.image_size or 0,
         dim=dim,
         pretrained=settings.pretrained,
         on_sphere=recipe.on_sphere,
     )
+    if settings.features == "joint":
+        earlier_dim(network)  # before it is trained, for what cannot be stored of it
+    return network
 
 
 def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch.nn.Linear | None:
@@ -294,6 +297,14 @@ def _encode(function: Callable[[Tensor], Tensor], pictures: LabelledBatches) -> 
         return LabelledBatches(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
     # Cloned: what was made in inference mode cannot be trained on.
     return LabelledBatches(torch.cat(vectors).clone(), torch.cat(labels))
+
+
+def _centre(stored: StoredEmbedding, pictures: LabelledBatches) -> None:
+    """Set what joint vectors are centred by: the means of the pooled features over the training pictures."""
+    network = stored.network
+    stages = _encode(lambda inputs: torch.cat(network.pool_stages(inputs), dim=1), pictures).inputs.mean(dim=0)
+    network.feature_mean.copy_(stages[: network.feature_dim])
+    stored.earlier_mean.copy_(stages[network.feature_dim :])
 
 
 def _learned_anchors(loss: torch.nn.Module | None, recipe: LossRecipe, settings: TrainingConfig) -> Tensor | None:
