@@ -41,7 +41,7 @@ def test_embeddings_stay_near_and_the_cost_is_measured(trained, small):
     assert cost.queries == len(split.validation)
 
 
-def test_it_is_a_model_of_its_own(trained, small):
+def test_it_is_a_model_of_its_own(trained, small, tmp_path):
     root, model = trained
     quantized, cost = small
     assert quantized.fingerprint != model.fingerprint
@@ -56,7 +56,7 @@ def test_it_is_a_model_of_its_own(trained, small):
     assert "Not measured on test pictures" in (quantized.folder / "report.html").read_text("utf-8")
     assert quantized.card.anchor_distances != model.card.anchor_distances
     assert quantized.encoder_path.stat().st_size < 0.5 * model.encoder_path.stat().st_size
-    with kedge.Gallery.create(root / "gallery", quantized) as gallery:
+    with kedge.Gallery.create(tmp_path / "gallery", quantized) as gallery:
         assert gallery.add(root / "photos").added == 72
     assert kedge.evaluate(quantized, root / "photos").queries > 0
 
@@ -91,4 +91,4 @@ def test_mistakes_write_nothing(trained, small, tmp_path):
     with pytest.raises(DatasetError):
         kedge.quantize(model, tmp_path / "absent", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    assert sorted(path.name for path in root.iterdir()) == ["gallery", "model", "photos", "small"]
+    assert sorted(path.name for path in root.iterdir()) == ["model", "photos", "small"]
