@@ -3,19 +3,23 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
 import pytest
 
 import kedge
-from kedge import comparison, jobs
+from kedge import cell, comparison, jobs
 from kedge.cell import measure, validate
 from kedge.cli import main
+from kedge.csv_table import put_row
+from kedge.datasets import load_dataset
 from kedge.errors import ConfigError, DatasetError, InputError
 from kedge.grid import Grid
 from kedge.page import comparison_page, comparison_summary, comparison_tables
@@ -38,7 +42,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(photos, tmp_path_factory):
-    """Cells of four classes, one left out: three that work, two of them by one network, and one that cannot."""
+    """Cells of five classes, two left out: three that work, two of them by one network, and one that cannot."""
     grid = Grid.of(
         {
             "datasets": [str(photos)],
@@ -50,8 +54,8 @@ def compared(photos, tmp_path_factory):
             "shots": [4],
             "seeds": [0],
             "settings": SETTINGS,
-            "classes": 4,
-            "unseen_classes": 1,
+            "classes": 5,
+            "unseen_classes": 2,
         }
     )
     out = tmp_path_factory.mktemp("out") / "compared"
@@ -137,11 +141,12 @@ def test_changed_pictures_are_refused(compared, photos):
 
 
 def test_classes_left_out_without_a_picture_to_ask_with_are_named_before_training(tmp_path):
-    draw_classes(tmp_path / "photos", ["circle", "square", "cross"], each=8, size=32, seed=0)
-    for picture in sorted((tmp_path / "photos" / "square").iterdir())[2:]:
-        picture.unlink()
-    with pytest.raises(DatasetError, match=r"no test picture .* \('square'\)"):
-        measure(str(tmp_path / "photos"), str(tmp_path / "model"), SETTINGS, unseen_classes=1)
+    draw_classes(tmp_path / "photos", ["circle", "square", "cross", "ring"], each=8, size=32, seed=0)
+    for name in ("ring", "square"):
+        for picture in sorted((tmp_path / "photos" / name).iterdir())[2:]:
+            picture.unlink()
+    with pytest.raises(DatasetError, match=r"no test picture .* \('ring', 'square'\)"):
+        measure(str(tmp_path / "photos"), str(tmp_path / "model"), SETTINGS, unseen_classes=2)
     assert not (tmp_path / "model.partial").exists()
 
 
@@ -167,7 +172,7 @@ def test_another_comparison_is_refused(compared, tmp_path):
         kedge.compare(Grid.of({**grid.model_dump(), "settings": {**SETTINGS, "epochs": 2}}), out)
     for name in ("classes", "unseen_classes"):
         with pytest.raises(ConfigError, match=f"begun with other {name}"):
-            kedge.compare(Grid.of({**grid.model_dump(), name: 2}), out)
+            kedge.compare(Grid.of({**grid.model_dump(), name: 3}), out)
     assert (out / "results.csv").read_bytes() == before
     (tmp_path / "thesis.doc").write_text("mine")
     with pytest.raises(InputError, match="no comparison"):
@@ -178,7 +183,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     # What a try reaches is made up here, so that the choice is known by hand.
     def scored(_, told, *__):
         (job,) = told
-        assert (job["data"], job["settings"]["backbone"], job["unseen_classes"]) == (str(photos), "resnet10-half", 1)
+        assert (job["data"], job["settings"]["backbone"], job["unseen_classes"]) == (str(photos), "resnet10-half", 2)
         given = job["tried"]
         score = (
             given["weight_decay"] + 10 * given["learning_rate"] + given.get("auxiliary", 0) - given["batch_size"] / 1e4
@@ -186,7 +191,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
         return [{"validation_l2_map": score / 10, "validation_cosine_map": 0.0}]
 
     monkeypatch.setattr(jobs.Runner, "_one", scored)
-    given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 1}
+    given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 2}
     grid = Grid.of(given).after(None)
     told, out = [], tmp_path
     runner = jobs.Runner(1, 0, lambda _name, _row, done, total: told.append((done, total)))
@@ -420,7 +425,45 @@ def test_more_classes_left_out_than_there_are_is_told_before_anything_is_written
     grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "unseen_classes": 99})
     with pytest.raises(ConfigError, match="99 left out leave fewer than 2"):
         kedge.compare(grid, tmp_path / "out")
+    with pytest.raises(ConfigError, match="of 1 class left out every picture is relevant"):
+        kedge.compare(Grid.of({**grid.model_dump(), "unseen_classes": 1}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_of_copies_the_gallery_of_the_shots_shows_one(tmp_path, monkeypatch):
+    draw_classes(tmp_path / "photos" / "train", ["circle", "square", "cross"], each=6, size=32, seed=0)
+    draw_classes(tmp_path / "photos" / "test", ["circle", "square", "cross"], each=2, size=32, seed=1)
+    for picture in [*(tmp_path / "photos" / "train").rglob("*.png")]:
+        shutil.copy(picture, picture.with_name(f"copy-{picture.name}"))
+    shown = {}
+    monkeypatch.setattr(cell, "_columns", lambda _m, _d, _q, gallery, prefix: shown.update({prefix: gallery}) or {})
+    measure(str(tmp_path / "photos"), str(tmp_path / "model"), {**SETTINGS, "shots": 4})
+    drawn = load_dataset(tmp_path / "photos", seed=0, shots=4).train.hashes
+    assert len(shown["shots_"][0]) == len(set(drawn)) < len(shown[""][0])
+    assert {*shown["shots_"][1]} == {0, 1, 2}
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_every_cell_of_the_table_that_the_pages_need_is_asked_for(tmp_path):
+    """A row with a blank cell is named, or told on the pages without it: there is no traceback."""
+    draw_birds(tmp_path / "birds")
+    out, grid = tmp_path / "out", Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]})
+    (row,) = kedge.compare(grid, out).rows
+    told = {**row, "settings": '{"margin": 4.0}', "tried": "{}", "unseen_l2_map": 0.5, "pictures": ""}
+    blank = [{**told, **{f"unseen_{name}": 0.5 for name in comparison.RETRIEVED}}]
+    whole = blank[0]
+    for name in whole:
+        (out / "results.csv").unlink()
+        put_row(
+            out / "results.csv", {**whole, name: ""}, comparison.KEY if name not in comparison.KEY else ("features",)
+        )
+        with suppress(InputError):
+            kedge.compare(grid, out)
+    for name, wrong in (("settings", "{"), ("tried", "[]"), ("distance", "L2")):
+        (out / "results.csv").unlink()
+        put_row(out / "results.csv", {**whole, name: wrong}, comparison.KEY)
+        with pytest.raises(InputError, match=f"for '{name}' in the row of birds"):
+            kedge.compare(grid, out)
 
 
 def test_what_is_no_comparison_any_more_is_named(tmp_path, unmeasured):
@@ -717,6 +760,9 @@ def test_tables_by_hand():
         "| all | flip True |\n| cam | margin 4 or 8, weight_decay 0.5 or 0.49 |\n| triplet | weight_decay 0.5 |"
         in tables
     )
+    rows[2] |= {"l2_map": 1.0}
+    rows[3] |= {"l2_map": 1.0}
+    assert "| mAP (L2) | cam 62.0 | triplet 100.0 | 0.620 ± 0.020 | - |" in comparison_tables(rows, {})
     page = comparison_page("A <title>", rows, {})
     assert "A &lt;title&gt;" in page
     assert page.count("<svg") == 1  # one number of shots: time, and nothing against shots

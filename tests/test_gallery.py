@@ -389,6 +389,38 @@ def test_vectors_of_an_export_become_the_pictures_they_are_of(gallery, model, ph
         assert second.reindex(make_model(tmp_path / "new", classes=CLASSES, seed=1)).added == 12
 
 
+def test_vectors_of_an_export_and_the_pictures_they_are_of_are_added_at_once(gallery, model, photos, tmp_path):
+    gallery.add(photos)
+    gallery.export(tmp_path / "vectors.parquet", "parquet")
+    told = ("id", "path", "label", "width", "height", "thumbnail", "perceptual_hash", "content_hash", "file_size")
+    with Gallery.create(tmp_path / "second", model) as second:
+        assert counts(second.add(tmp_path / "vectors.parquet", photos)) == (12, 12, 0, 0)
+        by_id = [sorted(rows(one, *told), key=lambda row: row["id"]) for one in (gallery, second)]
+        assert by_id[0] == by_id[1]
+        assert counts(second.add(photos)) == (0, 0, 12, 0)
+
+
+def test_a_labelled_copy_of_what_was_removed_meanwhile_leaves_it_removed(gallery, tmp_path, monkeypatch):
+    monkeypatch.setattr(intake, "COMMIT_PICTURES", 1)
+    first = picture(tmp_path / "1.png", 0, 1)
+    shutil.copy2(first, tmp_path / "2.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n1.png,\n2.png,red\n")
+
+    insert = type(gallery._table).insert
+
+    def insert_and_lose(table, columns):
+        added = insert(table, columns)
+        with Gallery.open(gallery.folder) as other:
+            other.remove(where="label IS NULL")
+        return added
+
+    monkeypatch.setattr(type(gallery._table), "insert", insert_and_lose)
+    report = gallery.add(first, tmp_path / "2.png", labels=labels)
+    assert counts(report) == (1, 0, 1, 0)
+    assert gallery.count() == 0
+
+
 def test_what_is_removed_while_it_is_added_again_stays_removed(gallery, photos, tmp_path, monkeypatch):
     gallery.add(photos / "red")
     known = {row["path"]: row["id"] for row in rows(gallery, "id", "path")}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kedge.errors import ConfigError, DatasetError
-from kedge.grid import Cell, Grid
+from kedge.grid import Cell, Grid, name_of
 
 
 def test_cells_are_every_combination_seed_by_seed():
@@ -95,6 +95,16 @@ def test_mistakes_are_named(values, said):
 def test_a_variant_may_be_a_preset():
     grid = Grid.of({"datasets": ["digits"], "losses": ["paper"], "variants": {"paper": {"preset": "paper-like"}}})
     assert grid.settings_of("paper") == {"loss": "cam", "margin": 2.0, "weight_decay": 0.02}
+
+
+def test_a_data_set_is_called_as_its_folder_or_its_list(tmp_path):
+    (tmp_path / "photos.v2").mkdir()
+    (tmp_path / "list.csv").write_text("path,label\n")
+    assert name_of(str(tmp_path / "photos.v2")) == "photos.v2"
+    assert name_of(str(tmp_path / "list.csv")) == "list"
+    (tmp_path / "photos.v2").rmdir()  # as when it was moved away after it was measured
+    assert name_of(str(tmp_path / "photos.v2")) == "photos.v2"
+    assert name_of("digits") == "digits"
 
 
 def test_missing_data_and_equal_names_are_named(tmp_path):

@@ -240,6 +240,33 @@ def test_vectors_at_the_path_of_a_picture_are_no_pictures(setting):
     assert gallery.count() == 63
 
 
+def test_what_a_run_cut_short_took_over_is_taken_back_with_the_gallery(setting, monkeypatch):
+    folder, gallery, new = setting
+    expected = fresh(folder, new)
+    before = gallery.versions()[-1].number
+    labels = folder / "labels.csv"
+    photo = sorted((folder / "photos" / "red").iterdir())[0]
+    loose = folder / "loose.png"
+    photo.rename(loose)
+    gallery.add(loose, labels="none", metadata={"weight": 3.5})
+    labels.write_text("path,label\nloose.png,green\n")
+    gallery.add(loose, labels=labels)
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GalleryFolder, "switch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            gallery.reindex(new)
+    loose.rename(photo)
+    gallery.restore(before)
+    gallery.reindex(new)
+    found = told(gallery)
+    assert [row.pop("weight") for row in found] == [None] * 60
+    assert found == expected
+
+
 def test_missing_pictures_are_said_and_nothing_changes(setting):
     folder, gallery, new = setting
     before = told(gallery)

@@ -107,7 +107,9 @@ def measure(
             max_classes=settings.get("classes"),
             validation_share=model.card.trained["validation_share"],
         ).train.hashes
-        shown = np.isin(hashes, drawn)
+        # Of copies one is shown, as one may be drawn.
+        first = np.unique(hashes, return_index=True)[1]
+        shown = np.sort(first[np.isin(np.asarray(hashes)[first], drawn)])
         few = gallery[shown], gallery_labels[shown]
         row |= _columns(model, dataset, asked, few, "shots_")
     if unseen_classes:
@@ -136,7 +138,9 @@ def _whole(data: str, settings: dict[str, Any]) -> Dataset:
 
 
 def classes_left(whole: Dataset, unseen: int) -> int:
-    """Return how many classes are trained on when the last ones are left out; ConfigError for fewer than 2."""
+    """Return how many classes are trained on when the last ones are left out; ConfigError where either are too few."""
+    if unseen == 1:
+        raise ConfigError("of 1 class left out every picture is relevant, whatever the loss: leave out 2 or more")
     if unseen > len(whole.classes) - 2:
         raise ConfigError(f"{whole.name} has {len(whole.classes)} classes: {unseen} left out leave fewer than 2")
     return len(whole.classes) - unseen

@@ -43,15 +43,16 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
     ".lock",
 )
 # Columns that say which cell a row is of, and which try.
+FIGURES = ("map", "r1", "p20", "p100")
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
 TRIED = ("dataset", "loss", "settings")
 # Figures without which a cell or a try is not measured.
 VALIDATED = ("validation_l2_map", "validation_cosine_map")
-MEASURED = tuple(
-    f"{way}_{figure}"
-    for way in ("l2", "cosine", "probed_l2", "probed_cosine")
-    for figure in ("map", "r1", "p20", "p100")
+RETRIEVED = (
+    *(f"{way}_{figure}" for way in ("l2", "cosine", "probed_l2", "probed_cosine") for figure in FIGURES),
+    *("probed_l2_scanned", "probed_cosine_scanned"),
 )
+MEASURED = ("learns_anchors", "epochs", "train_seconds", "step_ms", "memory_mb", *RETRIEVED)
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,26 @@ def _check_row(table: Path, key: Sequence[str], row: Row) -> None:
         wrong = "shots"
     if wrong is None and not row.get("failure"):
         numbers = MEASURED if table.name == RESULTS else VALIDATED
-        if shots != "full":
-            numbers += tuple(f"shots_{name}" for name in MEASURED)
+        for part in ("shots_", "unseen_"):
+            if any(name.startswith(part) for name in row) or (part == "shots_" and shots != "full"):
+                numbers += tuple(f"{part}{name}" for name in RETRIEVED)
         wrong = next((name for name in numbers if not isinstance(row.get(name), int | float)), None)
+        if wrong is None and table.name == RESULTS and row.get("distance") not in ("l2", "cosine"):
+            wrong = "distance"
+    if wrong is None:
+        wrong = next((name for name in ("settings", "tried") if not _is_settings(row.get(name, "{}"))), None)
     if wrong:
         raise InputError(
             f"{table} says '{row.get(wrong, '')}' for '{wrong}' in the row of {said}: remove that row, and it is "
             "measured again"
         )
+
+
+def _is_settings(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _check_data(grid: Grid, out: Path) -> None:

@@ -267,4 +267,5 @@ def _with_presets(values: Mapping[str, Any]) -> dict[str, Any]:
 def name_of(data: str) -> str:
     """Return what a data set is called in tables: its name, its folder's, or that of its list without the suffix."""
     place = Path(place_of(data))
-    return place.name if data in PUBLISHED or place.is_dir() else place.stem
+    # By the suffix: rows of pictures that have been moved away since keep their name.
+    return place.stem if place.suffix.lower() in (".csv", ".parquet") and not place.is_dir() else place.name

@@ -83,6 +83,7 @@ class _Chunk:
     contents: list[str | None]
     readings: dict[int, _Reading] = field(default_factory=dict)
     embeddings: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    are_pictures: bool = True
 
 
 class Intake:
@@ -97,6 +98,8 @@ class Intake:
         self._progress: Progress = progress or _silent
         # First come of each content in this add, by id: a second copy changes nothing, a second label is refused.
         self._seen: dict[str, tuple[str, str | None]] = {}
+        # Those of them that came as vectors: their pictures have more to say.
+        self._vectors_seen: set[str] = set()
         # Which content each file holds now, by path.
         self._standing: dict[str, str] = {}
         # The user's columns in what was checked, which the table may not have yet.
@@ -143,6 +146,7 @@ class Intake:
                 list(given.ids[start:stop]),
                 list(given.contents[start:stop]),
                 embeddings=dict(enumerate(vectors)),
+                are_pictures=False,
             )
             self._table.refresh()
             report += self._store(chunk, {})
@@ -226,7 +230,8 @@ class Intake:
         ids = [str(chunk.ids[row]) for row in rows]
         # Vectors are most often new, and the insertion leaves out what is there: only then need they be looked up.
         there = {} if len(chunk.embeddings) == len(chunk.ids) else self._rows(ids, chunk)
-        new = [row for row in rows if chunk.ids[row] not in there]
+        # What was known when it was read, and another process has removed meanwhile, stays removed.
+        new = [row for row in rows if chunk.ids[row] not in there and row in chunk.embeddings]
         added = self._insert(chunk, new) if new else 0
         if added < len(new):
             # Known already, or another process was faster with some of them: what was said of them may differ.
@@ -245,11 +250,17 @@ class Intake:
                 continue
             name, label = chunk.sources.names[row], chunk.sources.labels[row]
             first, other = self._seen.get(key, (name, None))
-            if key not in self._seen or (other is None and label is not None):
-                self._seen[key] = name, label
-                chosen[key] = row
-            elif None not in (label, other) and label != other:
+            if None not in (label, other) and label != other:
                 failed[row] = PictureError(name, f"same content as {first}, which is labelled '{other}': remove one")
+                continue
+            becomes = chunk.are_pictures and key in self._vectors_seen
+            if key not in self._seen or becomes or (other is None and label is not None):
+                self._seen[key] = name, label or other
+                chosen[key] = row
+                if chunk.are_pictures:
+                    self._vectors_seen.discard(key)
+                else:
+                    self._vectors_seen.add(key)
         return sorted(chosen.values())
 
     def _rows(self, ids: Sequence[str], chunk: _Chunk) -> dict[str, dict[str, Any]]:

@@ -86,7 +86,7 @@ def _refile(old: PicturesTable, new: PicturesTable, model: Model, progress: Prog
 def _bring_up_to_date(
     old: PicturesTable, new: PicturesTable, model: Model, *, drop_missing: bool, progress: Progress | None
 ) -> AddReport:
-    """Add the pictures of one table to the other, and remove from that what the first does not hold."""
+    """Remove from the second table what the first does not hold or say, and add to it what it lacks."""
     metadata = list(old.metadata_columns)
     rows = old.read(["id", "path", "label", "filed_by", "width", *metadata])
     # What came as a vector has no width: its path, if it has one, is only a name.
@@ -102,6 +102,7 @@ def _bring_up_to_date(
             f"put them back, or leave them out with --drop-missing; the gallery is as it was"
         )
     rows, encoder, report = rows.filter(there), Encoder(model), AddReport()
+    _drop_stale(rows, new)
     for file_by in FILED_BY:
         own = rows.filter(pc.equal(rows["filed_by"], file_by))
         if not len(own):
@@ -116,13 +117,23 @@ def _bring_up_to_date(
             f"{len(report.failed)} of {len(rows)} pictures cannot be read any more (first: {report.failed[0]}): "
             f"put them back, or leave them out with --drop-missing; the gallery is as it was"
         )
-    new.refresh()
-    wanted = set(rows["path"].to_pylist())
-    ids, paths = _told(new.read(["id", "path"]), "id", "path")
-    stale = [key for key, path in zip(ids, paths, strict=True) if path not in wanted]
+    return report
+
+
+def _drop_stale(rows: pa.Table, new: PicturesTable) -> None:
+    """Remove what a run that was cut short has left of pictures gone since, or with a label or metadata gone since."""
+    columns = ["label", *new.metadata_columns]
+    said = {row["path"]: row for row in rows.to_pylist()}
+
+    def is_stale(row: dict[str, Any]) -> bool:
+        wanted = said.get(row["path"])
+        # What is said now is brought up to date. What is not said would stay.
+        return wanted is None or any(row[name] is not None and wanted.get(name) is None for name in columns)
+
+    stale = [row["id"] for row in new.read(["id", "path", *columns]).to_pylist() if is_stale(row)]
     if stale:
         new.delete(pc.field("id").isin(stale))
-    return report
+        new.refresh()
 
 
 def _there(path: str | None) -> bool:

@@ -255,8 +255,8 @@ def _ratios(group: _Group) -> _Table:
                         f"mAP ({way}){what}{of}",
                         f"{best} {100 * means[best]:.1f}",
                         f"{other} {100 * means[other]:.1f}",
-                        _paired(maps[best], maps[other], lambda a, b: a / max(1e-9, b), ".3f"),
-                        _paired(maps[best], maps[other], lambda a, b: (1 - a) / max(1e-9, 1 - b), ".3f"),
+                        _paired(maps[best], maps[other], _quotient, ".3f"),
+                        _paired(maps[best], maps[other], lambda a, b: _quotient(1 - a, 1 - b), ".3f"),
                         _paired(own, their, lambda a, b: 100 * (a - b), "+.1f"),
                     )
                     lines.append(cells)
@@ -268,9 +268,17 @@ def _paired(
     ours: Mapping[int, float], theirs: Mapping[int, float], compare: Callable[[float, float], float], form: str
 ) -> str:
     """Return compare(mean of ours, mean of theirs) ± its standard deviation over the seeds that both have."""
-    said = format(compare(float(np.mean(list(ours.values()))), float(np.mean(list(theirs.values())))), form)
+    found = compare(float(np.mean(list(ours.values()))), float(np.mean(list(theirs.values()))))
     each = [compare(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    if not np.isfinite([found, *each]).all():
+        return "-"
+    said = format(found, form)
     return f"{said} ± {format(np.std(each), form.removeprefix('+'))}" if len(each) > 1 else said
+
+
+def _quotient(a: float, b: float) -> float:
+    """Return a / b; NaN where there is nothing to divide by, as where the other loss misses nothing."""
+    return a / b if b else float("nan")
 
 
 def _cost(group: _Group) -> _Table:
