@@ -1,12 +1,13 @@
 """Checksums: a changed byte is found in whatever file it lies, a torn or lost line does no harm."""
 
 import os
+import shutil
 import zlib
 
 import pytest
 
 from kedge.checksums import FILE, Checksums
-from kedge.errors import GalleryError, InputError
+from kedge.errors import GalleryError, InputError, WorkError
 from kedge.gallery import Gallery
 from tests.models import make_model
 from tests.pictures import draw_classes
@@ -94,6 +95,16 @@ def test_a_torn_line_is_not_believed_and_hides_no_other(tmp_path):
     Checksums(tmp_path).record(["a", "b"])
     Checksums(tmp_path).keep(["a"])
     assert (tmp_path / FILE).read_text().split()[-1] == "a"
+
+
+def test_what_is_damaged_is_not_compacted(filled, tmp_path):
+    shutil.copytree(filled, tmp_path / "gallery")
+    file = sorted((tmp_path / "gallery" / "pictures.lance" / "data").iterdir())[0]
+    flip(file, 64)
+    with Gallery.open(tmp_path / "gallery") as gallery:
+        with pytest.raises(WorkError, match=r"is damaged .* nothing was compacted"):
+            gallery.compact()
+        assert [damage.reason for damage in gallery.check()] == ["holds other bytes than were written"]
 
 
 def test_versions_are_listed_and_gone_back_to(tmp_path):

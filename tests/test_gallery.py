@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -398,6 +399,154 @@ def test_vectors_of_an_export_and_the_pictures_they_are_of_are_added_at_once(gal
         by_id = [sorted(rows(one, *told), key=lambda row: row["id"]) for one in (gallery, second)]
         assert by_id[0] == by_id[1]
         assert counts(second.add(photos)) == (0, 0, 12, 0)
+
+
+def test_the_export_of_a_gallery_changes_nothing_in_it(gallery, photos, tmp_path):
+    gallery.add(photos)
+    told = ("id", "path", "label", "width", "content_hash", "file_size", "modified_at", "embedding")
+    before = sorted(rows(gallery, *told), key=lambda row: row["id"])
+    gallery.export(tmp_path / "vectors.parquet", "parquet")
+    assert counts(gallery.add(tmp_path / "vectors.parquet")) == (0, 0, 12, 0)
+    assert sorted(rows(gallery, *told), key=lambda row: row["id"]) == before
+    vector = unit_length(np.ones((1, gallery.model.card.dim), np.float32))
+    assert counts(gallery.add_vectors(vector, ids=[before[0]["id"]])) == (0, 1, 0, 0)
+    (now,) = [row for row in rows(gallery, *told) if row["id"] == before[0]["id"]]
+    np.testing.assert_array_equal(now.pop("embedding"), vector[0])
+    assert now == {name: value for name, value in before[0].items() if name != "embedding"}
+
+
+def test_one_id_with_two_embeddings_is_refused(gallery, tmp_path):
+    for name, ones in (("a", [1, 0]), ("b", [0, 1])):
+        vector = unit_length(np.resize(np.float32(ones), (1, gallery.model.card.dim)))
+        pq.write_table(pa.table({"id": ["x"], "embedding": [vector[0].tolist()]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"the id 'x' has one embedding in .*a\.parquet and another in .*b\.parquet"):
+        gallery.add(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    assert gallery.count() == 0
+    assert counts(gallery.add(tmp_path / "a.parquet", tmp_path / "a.parquet")) == (1, 0, 1, 0)
+
+
+@pytest.mark.parametrize("first", ["list", "folder"])
+def test_a_list_of_what_is_named_by_its_folder_too_says_its_columns(gallery, photos, tmp_path, first):
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,rating\n" + "".join(f"{path},{len(path.name)}\n" for path in photos.rglob("*.png")))
+    named = (listed, photos) if first == "list" else (photos, listed)
+    assert counts(gallery.add(*named)) == (12, 0, 0, 0)
+    assert gallery.count("rating IS NOT NULL AND label IS NOT NULL") == 12
+
+
+def test_one_path_with_two_labels_or_values_is_refused(gallery, photos, tmp_path):
+    path = sorted(photos.rglob("*.png"))[0]
+    for again, said in (("blue,1", "label 'red' and 'blue'"), ("red,2", "rating '1' and '2'")):
+        (tmp_path / "list.csv").write_text(f"path,label,rating\n{path},red,1\n{path},{again}\n")
+        with pytest.raises(InputError, match=said):
+            gallery.add(tmp_path / "list.csv")
+    assert gallery.count() == 0
+
+
+def test_a_column_that_says_nothing_is_of_no_kind_yet(gallery, photos, tmp_path):
+    path = sorted(photos.rglob("*.png"))[0]
+    for rating, found in (("", []), ("5", ["rating"])):
+        (tmp_path / "list.csv").write_text(f"path,rating\n{path},{rating}\n")
+        gallery.add(tmp_path / "list.csv")
+        assert list(gallery.info()["columns"]) == found
+    assert gallery.count("rating > 3") == 1
+    gallery.add(path, metadata={"kept": True})
+    with pytest.raises(InputError, match="numbers are no truth values"):
+        gallery.add(path, metadata={"kept": 7})
+
+
+def test_a_query_whose_embedding_is_not_finite_is_named(gallery, photos, monkeypatch):
+    gallery.add(photos)
+    path = sorted(photos.rglob("*.png"))[0]
+    vectors = np.full((1, gallery.model.card.dim), np.nan, np.float32)
+    monkeypatch.setattr(type(gallery.encoder), "encode", lambda *_: vectors)
+    with pytest.raises(PictureError, match=f"{path.name}.*not finite"):
+        gallery.search(path)
+
+
+def test_a_picture_whose_embedding_is_not_finite_is_left_out_and_named(gallery, photos, monkeypatch):
+    encode = type(gallery.encoder).encode
+
+    def spoilt(encoder, squares, **options):
+        vectors = encode(encoder, squares, **options)
+        vectors[0, 0] = np.inf
+        return vectors
+
+    monkeypatch.setattr(type(gallery.encoder), "encode", spoilt)
+    report = gallery.add(photos)
+    assert counts(report) == (11, 0, 0, 1)
+    assert "not finite" in report.failed[0].reason
+
+
+def test_a_vector_called_as_a_picture_stays_when_that_is_added(gallery, photos):
+    path = sorted((photos / "red").iterdir())[0]
+    vector = unit_length(np.ones((1, gallery.model.card.dim), np.float32))
+    gallery.add_vectors(vector, ids=["mine"], paths=[str(path)])
+    gallery.add(photos / "red")
+    assert gallery.count("id = 'mine'") == 1
+
+
+def test_whether_a_query_is_known_is_told_of_the_query_and_not_of_what_it_is_turned_to(gallery, photos):
+    gallery.add(photos)
+    far = unit_length(np.random.default_rng(0).normal(size=(3, gallery.model.card.dim)).astype(np.float32))
+    plain, expanded = (gallery.search_vectors(far, 3, expand=expand) for expand in (False, True))
+    assert [each.percentile for each in plain] == [each.percentile for each in expanded]
+
+
+def test_a_search_goes_on_when_the_gallery_is_compacted_under_it(gallery, photos, monkeypatch):
+    gallery.add(photos / "red")
+    gallery.add(photos / "blue")
+    with Gallery.open(gallery.folder) as other:
+        newest, lost = Gallery._newest_index, []
+
+        def compacted_meanwhile(opened):
+            if not lost:
+                lost.append(opened._table.version)
+                other.compact()
+            return newest(opened)
+
+        monkeypatch.setattr(Gallery, "_newest_index", compacted_meanwhile)
+        found = gallery.search(sorted((photos / "red").iterdir())[0], 8)
+    assert len(found.hits) == 8
+    assert gallery._table.version > lost[0]
+
+
+def test_an_add_goes_on_when_the_gallery_is_compacted_under_it(gallery, photos, monkeypatch):
+    gallery.add(photos / "red")
+    gallery.add(photos / "blue")
+    table, other = type(gallery._table), Gallery.open(gallery.folder)
+    source, done = table._source, []
+
+    def compacted_meanwhile(opened, given, **options):
+        if not done:
+            done.append(True)
+            with monkeypatch.context() as patched:  # as another process, which is not kept out by this one's lock
+                patched.setattr(table, "committing", lambda *_: nullcontext())
+                other._table.compact()
+        return source(opened, given, **options)
+
+    monkeypatch.setattr(table, "_source", compacted_meanwhile)
+    assert counts(gallery.add(photos)) == (4, 0, 8, 0)
+    assert done
+    assert gallery.count() == 12
+
+
+def test_two_first_searches_on_disk_make_one_index(gallery, photos, monkeypatch):
+    gallery.add(photos)
+    query = sorted((photos / "red").iterdir())[0]
+    with Gallery.open(gallery.folder, on_disk=True) as one, Gallery.open(gallery.folder, on_disk=True) as other:
+        dataset = type(one._table._dataset)
+        create, raced = dataset.create_index, []
+
+        def raced_by_another(self, *arguments, **options):
+            if not raced:
+                raced.append(True)
+                other.search(query, 3)
+            return create(self, *arguments, **options)
+
+        monkeypatch.setattr(dataset, "create_index", raced_by_another)
+        assert one.search(query, 3).hits == other.search(query, 3).hits
+        assert len(one._table._dataset.list_indices()) == 1
 
 
 def test_a_labelled_copy_of_what_was_removed_meanwhile_leaves_it_removed(gallery, tmp_path, monkeypatch):

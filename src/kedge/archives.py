@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import os
+import posixpath
 import shutil
 import tarfile
 import tempfile
@@ -65,8 +66,13 @@ def _opened(path: str, _changed: int, _size: int) -> Archive:
 
 def _zip(path: str) -> Archive:
     opened = zipfile.ZipFile(path)
-    entries = {entry.filename.removeprefix("./"): entry for entry in opened.infolist() if not entry.is_dir()}
+    entries = {_plain(entry.filename): entry for entry in opened.infolist() if not entry.is_dir()}
     return Archive({name: entry.file_size for name, entry in entries.items()}, lambda name: opened.read(entries[name]))
+
+
+def _plain(name: str) -> str:
+    """Return a name as the path that leads into the archive has it: some hold `./a`, `/a` or `a//b`."""
+    return posixpath.normpath(name).lstrip("/")
 
 
 def _tar(path: str) -> Archive:
@@ -82,7 +88,7 @@ def _tar(path: str) -> Archive:
         file.seek(0)
     with tarfile.open(fileobj=file) as listed:
         places = {
-            entry.name.removeprefix("./"): (entry.offset_data, entry.size)
+            _plain(entry.name): (entry.offset_data, entry.size)
             for entry in listed
             if entry.isreg() and not entry.issparse()
         }

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -109,11 +110,12 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / LOCK, blocking=False):
+            # First: without its failures the former grid could not be asked for something else.
+            write_whole(out / GRID, asked.model_dump_json(indent=2))
             if nothing_kept:
                 shutil.rmtree(out / MODELS, ignore_errors=True)
                 for table in (RESULTS, TRIES):
                     (out / table).unlink(missing_ok=True)
-            write_whole(out / GRID, asked.model_dump_json(indent=2))
             for data in PUBLISHED.keys() & {*grid.datasets, grid.tries and grid.tries.dataset}:
                 # Before several cells would all fetch it. One that cannot be had is told by its cells.
                 with suppress(KedgeError):
@@ -146,12 +148,14 @@ def _begun(out: Path) -> Grid | None:
         missing = set(key) - set(read_header(out / table))
         if missing and (out / table).is_file():
             raise InputError(f"{out / table} has no column '{min(missing)}' any more: put it back, or remove the file")
-        for row in read_rows(out / table):
-            _check_row(out / table, key, row)
     try:
-        return Grid.model_validate_json(path.read_bytes())
+        begun = Grid.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another --out") from error
+    for table, key in ((RESULTS, KEY), (TRIES, TRIED)):
+        for row in read_rows(out / table):
+            _check_row(out / table, key, row, unseen=begun.unseen_classes > 0)
+    return begun
 
 
 def _all_failed(out: Path) -> bool:
@@ -160,7 +164,7 @@ def _all_failed(out: Path) -> bool:
     return bool(rows) and all(row.get("failure") for row in rows)
 
 
-def _check_row(table: Path, key: Sequence[str], row: Row) -> None:
+def _check_row(table: Path, key: Sequence[str], row: Row, *, unseen: bool) -> None:
     """Raise InputError for a row that does not say what it is of, or has no figures where others have them."""
     said = ", ".join(str(row.get(name, "?")) for name in key)
     shots = str(row.get("shots", "full"))
@@ -168,11 +172,12 @@ def _check_row(table: Path, key: Sequence[str], row: Row) -> None:
     if wrong is None and not (shots == "full" or shots.isdecimal()):
         wrong = "shots"
     if wrong is None and not row.get("failure"):
-        numbers = MEASURED if table.name == RESULTS else VALIDATED
-        for part in ("shots_", "unseen_"):
-            if any(name.startswith(part) for name in row) or (part == "shots_" and shots != "full"):
-                numbers += tuple(f"{part}{name}" for name in RETRIEVED)
-        wrong = next((name for name in numbers if not isinstance(row.get(name), int | float)), None)
+        numbers = [*(MEASURED if table.name == RESULTS else VALIDATED)]
+        for part, of_all in (("shots_", shots != "full"), ("unseen_", unseen)):
+            numbers += [f"{part}{name}" for name in RETRIEVED if of_all and table.name == RESULTS]
+        # Rows of earlier versions lack some figures: those that are there are numbers.
+        numbers += [name for name in row if name == "left_out" or name.endswith(("_map", "_r1"))]
+        wrong = next((name for name in numbers if not _is_number(row.get(name))), None)
         if wrong is None and table.name == RESULTS and row.get("distance") not in ("l2", "cosine"):
             wrong = "distance"
     if wrong is None:
@@ -182,6 +187,10 @@ def _check_row(table: Path, key: Sequence[str], row: Row) -> None:
             f"{table} says '{row.get(wrong, '')}' for '{wrong}' in the row of {said}: remove that row, and it is "
             "measured again"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
 
 
 def _is_settings(text: str) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kedge.errors import InputError
 
-__all__ = ["MOST_BITS", "DuplicateGroup", "duplicate_groups", "near_pairs"]
+__all__ = ["MOST_BITS", "DuplicateGroup", "check_near", "duplicate_groups", "near_pairs"]
 
 Rows = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
@@ -45,13 +45,20 @@ class DuplicateGroup:
     distance: float
 
 
+def check_near(bits: int, distance: float | None) -> None:
+    """Raise InputError for what no two pictures can be near by."""
+    if not 0 <= bits <= MOST_BITS:
+        raise InputError(f"hashes may differ in 0 to {MOST_BITS} bits to be near, not {bits}")
+    if distance is not None and not distance >= 0:
+        raise InputError(f"the largest distance is a number from 0, not {distance!r}")
+
+
 def near_pairs(hashes: npt.NDArray[np.int64], bits: int) -> Iterator[Pairs]:
     """Yield pairs (p, 2) of rows i < j whose hashes, (n,), differ in at most `bits` bits; each pair once or more often.
 
     Memory stays bounded, whatever the number of pairs.
     """
-    if not 0 <= bits <= MOST_BITS:
-        raise InputError(f"hashes may differ in 0 to {MOST_BITS} bits to be near, not {bits}")
+    check_near(bits, None)
     unsigned = hashes.view(np.uint64)
     edges = np.linspace(0, HASH_BITS, bits + 2).astype(int)
     for low, high in pairwise(edges):
@@ -107,8 +114,7 @@ def duplicate_groups(
     content. `thumbnails` returns JPEGs by id, where there are any: hashes are of greys and embeddings of classes, so
     that pictures of a class may be near by both and show other things.
     """
-    if not distance >= 0:
-        raise InputError(f"the largest distance is a number from 0, not {distance!r}")
+    check_near(bits, distance)
     hashed = np.flatnonzero([value is not None for value in hashes])
     known = np.asarray([value for value in hashes if value is not None], dtype=np.int64)
     joined = _Joined(len(ids))

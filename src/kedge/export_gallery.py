@@ -31,6 +31,8 @@ def export_rows(rows: pa.Table, anchors: Anchors, path: Path, to: ExportFormat) 
     }
     if to not in writers:
         raise InputError(f"a gallery is exported to {', '.join(writers)}, not to '{to}'")
+    if not path.name:
+        raise InputError(f"'{path}' is no name of a file to write: give one that is not there yet")
     # FAISS knows numbers alone: the id of row i stands on line i of a file beside it.
     ids = path.with_name(path.name + ".ids.json") if to == "faiss" else None
     for place in filter(None, (path, ids)):

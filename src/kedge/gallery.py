@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from kedge.calibration import nearest_anchor_distances
 from kedge.checksums import Checksums, Damage
 from kedge.disk_search import DiskIndex
-from kedge.duplicates import DuplicateGroup, duplicate_groups
+from kedge.duplicates import DuplicateGroup, check_near, duplicate_groups
 from kedge.encoder import Encoder
-from kedge.errors import GalleryError, InputError, ModelError, WorkError
+from kedge.errors import GalleryError, InputError, ModelError, PictureError, WorkError
 from kedge.export_gallery import ExportFormat, export_rows
 from kedge.gallery_folder import FORMAT_VERSION, TABLE, GalleryFolder
 from kedge.hits import Found, Hit, SearchResult
@@ -32,7 +32,7 @@ from kedge.queries import Order, Probes, Query, check_search, read_query
 from kedge.reindexing import reindex
 from kedge.runtime import Precision, Runtime, describe_runtime
 from kedge.sources import Labels, list_sources
-from kedge.vectors import check_vectors, holds_vectors, read_vectors, ready_made
+from kedge.vectors import check_apart, check_vectors, holds_vectors, read_vectors, ready_made
 
 __all__ = ["FORMAT_VERSION", "AddReport", "Gallery"]
 
@@ -144,12 +144,13 @@ class Gallery:
             raise InputError(
                 "nothing to add: name a folder, a picture, a list of paths or a Parquet file of embeddings"
             )
-        tables = [path for path in paths if holds_vectors(Path(path))]
+        tables = [path for path in paths if holds_vectors(path)]
         files = [path for path in paths if path not in tables]
         intake = Intake(self._table, self._anchors, file_by=file_by, progress=progress)
         self._table.refresh()
         # All of it is looked at before the first part is written.
         ready = [read_vectors(Path(path), self.model, labels=labels, metadata=metadata) for path in tables]
+        check_apart(ready, tables)
         sources = (
             list_sources(files, labels=labels, metadata=metadata, classes=self.model.card.classes) if files else None
         )
@@ -210,9 +211,17 @@ class Gallery:
     def compact(self) -> tuple[int, int]:
         """Give back the space of removed pictures and drop older versions; return the bytes on disk before and after.
 
-        Do it while nobody else uses the gallery.
+        Do it while nobody else uses the gallery. WorkError where a file is not what was written: it would be written
+        anew as it is, and the versions without the damage dropped.
         """
         before = self._bytes()
+        self._table.refresh()
+        damages = self._checksums.verify(self._files())
+        if damages:
+            raise WorkError(
+                f"{self.folder} is damaged ({damages[0].path} {damages[0].reason}): put the files back from a backup, "
+                "or restore a version without them; nothing was compacted"
+            )
         with self._folder.reindexing():
             self._folder.sweep()
         self._table.compact()
@@ -229,7 +238,9 @@ class Gallery:
         when pictures are not at their paths any more, or came as vectors, unless `drop_missing` leaves them out.
         """
         fresh = model if isinstance(model, Model) else Model.load(model)
-        folder, report = reindex(self._folder, self._table, fresh, drop_missing=drop_missing, progress=progress)
+        folder, report = reindex(
+            self._folder, self._table, fresh, drop_missing=drop_missing, runtime=self._runtime, progress=progress
+        )
         self._take(folder)
         self._sum()
         return report
@@ -333,8 +344,12 @@ class Gallery:
             name, image = read_query(picture, side)
             names.append(name or f"picture {row + 1}")
             squares[row] = square(image, side)
+        vectors = self.encoder.encode(squares)
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise PictureError(names[int(finite.argmin())], "the model gives it an embedding that is not finite")
         return self.search_vectors(
-            self.encoder.encode(squares),
+            vectors,
             k,
             probes,
             order=order,
@@ -418,6 +433,7 @@ class Gallery:
         `distance` of each other (half the median distance of a picture to its anchor, if none is given), and their
         thumbnails look alike. In a group all are near the first.
         """
+        check_near(bits, distance)
         self._table.refresh()
         rows = self._table.read(["id", "path", "label", "content_hash", "perceptual_hash", "rho"])
         if not len(rows):

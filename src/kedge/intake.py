@@ -293,22 +293,26 @@ class Intake:
         said = {name: values.to_pylist() for name, values in chunk.sources.metadata.items()}
         changed: list[tuple[int, dict[str, Any]]] = []
         touched = set()
+        # What is a picture stays one, with its content and its file; only its embedding is that of the vector now.
+        pictures = {row for row in rows if not chunk.are_pictures and there[str(chunk.ids[row])]["width"] is not None}
+        embedded_anew = self._embedded_anew(chunk, pictures)
         for row in rows:
             old = there[str(chunk.ids[row])]
             new = dict(old)
             new["path"] = chunk.sources.paths[row] or old["path"]
             new["label"] = chunk.sources.labels[row] or old["label"]
             new["filed_by"] = self._file_by
-            new["content_hash"] = chunk.contents[row] or old["content_hash"]
+            new["content_hash"] = (None if row in pictures else chunk.contents[row]) or old["content_hash"]
             new |= {name: values[row] for name, values in said.items() if values[row] is not None}
             if old["width"] is None and row in chunk.readings:
                 # A vector under the name of this content, as an export gives it, becomes the picture that it is of.
                 new["width"] = chunk.readings[row].width
-            if new == old:
+            if new == old and row not in embedded_anew:
                 touched.add(row)
             # A file that was only touched is none that changed, but the next add need not read it.
-            new["file_size"], new["modified_at"] = chunk.stamps[row].file_size, chunk.stamps[row].modified_at
-            if new != old:
+            if row not in pictures:
+                new["file_size"], new["modified_at"] = chunk.stamps[row].file_size, chunk.stamps[row].modified_at
+            if new != old or row in embedded_anew:
                 changed.append((row, new))
         vectors = self._vectors(chunk, [(row, new["id"]) for row, new in changed])
         # What another process has removed meanwhile stays removed.
@@ -324,11 +328,19 @@ class Intake:
                 self._table.update({**columns, "embedding": filed})
         return sum(row not in touched for row, _ in changed)
 
+    def _embedded_anew(self, chunk: _Chunk, rows: set[int]) -> set[int]:
+        """Return the rows whose vectors are other than those in the table."""
+        stored = self._stored([str(chunk.ids[row]) for row in rows])
+        return {row for row in rows if not np.array_equal(chunk.embeddings[row], stored.get(str(chunk.ids[row]), []))}
+
+    def _stored(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        stored = self._table.find("id", ids, ("id", "embedding"))
+        vectors = np.asarray(stored["embedding"].combine_chunks().flatten()).reshape(-1, self._anchors.dim)
+        return dict(zip(stored["id"].to_pylist(), vectors, strict=True))
+
     def _vectors(self, chunk: _Chunk, rows: Sequence[tuple[int, str]]) -> dict[int, npt.NDArray[np.float32]]:
         """The embeddings of known pictures by row, from the table unless they were given anew."""
-        stored = self._table.find("id", [key for row, key in rows if row not in chunk.embeddings], ("id", "embedding"))
-        vectors = np.asarray(stored["embedding"].combine_chunks().flatten()).reshape(-1, self._anchors.dim)
-        by_id = dict(zip(stored["id"].to_pylist(), vectors, strict=True))
+        by_id = self._stored([key for row, key in rows if row not in chunk.embeddings])
         return {row: by_id[key] for row, key in rows if key in by_id} | {
             row: chunk.embeddings[row] for row, _ in rows if row in chunk.embeddings
         }

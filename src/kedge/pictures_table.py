@@ -48,6 +48,7 @@ _CHANGES = {
     "Restore": "restored",
 }
 _LOST = re.compile(r"not found", re.IGNORECASE)
+_CONFLICT = re.compile(r"commit conflict", re.IGNORECASE)
 _BY_FILTER = re.compile(r"user input|applying filter")
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -234,12 +235,24 @@ class PicturesTable:
 
     def index_embeddings(self, anchors: npt.NDArray[np.float32]) -> None:
         """Make Lance's index of the embeddings with the anchors, (t, d), as centroids, unless there is one."""
-        if not len(self._dataset) or any("embedding" in index["fields"] for index in self._dataset.list_indices()):
-            return
-        with _writing("the index cannot be made"):
-            self._dataset.create_index(
-                "embedding", "IVF_FLAT", metric="l2", num_partitions=len(anchors), ivf_centroids=anchors, replace=True
-            )
+        for attempt in range(_RETRIES):
+            if not len(self._dataset) or any("embedding" in index["fields"] for index in self._dataset.list_indices()):
+                return
+            try:
+                with _writing("the index cannot be made"):
+                    self._dataset.create_index(
+                        "embedding",
+                        "IVF_FLAT",
+                        metric="l2",
+                        num_partitions=len(anchors),
+                        ivf_centroids=anchors,
+                        replace=True,
+                    )
+            except WorkError as error:
+                # Another process was faster, perhaps with this very index: look again.
+                if attempt == _RETRIES - 1 or not _CONFLICT.search(str(error.__cause__)):
+                    raise
+            self.refresh()
 
     def nearest(
         self,
@@ -315,7 +328,8 @@ class PicturesTable:
     ) -> dict[str, pa.Array]:
         """Return the user's columns as the table would hold them; InputError for a name or type that it cannot hold.
 
-        coming: columns that the table will have before these. What is no number (NaN) says nothing, as null does.
+        coming: columns that the table will have before these. What is no number (NaN) says nothing, as null does, and
+        a column that says nothing at all is left out until it is known what it holds.
         """
         there, checked = {**(coming or {}), **self.metadata_columns}, {}
         taken = {name.lower(): name for name in (*OWN_COLUMNS, *there)}
@@ -324,12 +338,16 @@ class PicturesTable:
                 raise InputError(f"'{name}' cannot be a column: a name is letters, digits and _, at most 64")
             if taken.get(name.lower(), name) in OWN_COLUMNS or taken.get(name.lower(), name) != name:
                 raise InputError(f"the column '{taken[name.lower()]}' is there already: give '{name}' another name")
+            if pa.types.is_null(values.type) and name not in there:
+                continue
             taken[name.lower()] = name
             wanted = there.get(name) or _metadata_type(values.type)
             try:
                 if pa.types.is_floating(values.type):
                     values = values.cast(pa.float64())
                     values = pc.if_else(pc.is_nan(values), None, values)
+                if pa.types.is_boolean(wanted) and pa.types.is_integer(values.type):
+                    raise pa.ArrowInvalid("numbers are no truth values")
                 checked[name] = values.cast(wanted)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise InputError(
@@ -353,6 +371,12 @@ class PicturesTable:
                 if not isinstance(error.__cause__, CommitConflictError):
                     raise
         raise WorkError(f"other writers kept this one from making the columns {', '.join(columns)}: try again")
+
+    def drop_columns(self, names: Sequence[str]) -> None:
+        """Remove columns of the user's own, with what they hold."""
+        if names:
+            with self.committing("the columns cannot be removed"):
+                self._dataset.drop_columns(list(names))
 
     def tidy(self) -> None:
         """Make many small fragments into few, where that pays; leave it to the next time when others are writing.

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 
 from kedge.archives import find_member
 from kedge.encoder import Encoder
-from kedge.errors import InputError
+from kedge.errors import InputError, PictureError
 from kedge.gallery_folder import MODEL, GalleryFolder
 from kedge.intake import COMMIT_VECTORS, AddReport, FileBy, Intake, Progress, filing_columns
 from kedge.model import Model
 from kedge.pictures_table import OWN_COLUMNS, PicturesTable, matrix
+from kedge.runtime import Runtime
 from kedge.sources import Sources
 from kedge.stores import is_url, stored_there
 
@@ -30,7 +31,13 @@ FILED_BY: tuple[FileBy, ...] = ("nearest", "label")
 
 
 def reindex(
-    folder: GalleryFolder, table: PicturesTable, model: Model, *, drop_missing: bool, progress: Progress | None
+    folder: GalleryFolder,
+    table: PicturesTable,
+    model: Model,
+    *,
+    drop_missing: bool,
+    runtime: Runtime,
+    progress: Progress | None,
 ) -> tuple[GalleryFolder, AddReport]:
     """Embed all pictures of a gallery's table with `model` and let it take over; return the folder and what was done.
 
@@ -49,10 +56,15 @@ def reindex(
         while True:
             table.refresh()
             version = table.version
+            # What a run that was cut short has made for columns that are no more, or hold something else now.
+            known = table.metadata_columns
+            new.drop_columns([name for name, kind in new.metadata_columns.items() if known.get(name) != kind])
             if fresh.encodes_like(folder.model):
                 report = _refile(table, new, fresh, progress)
             else:
-                report = _bring_up_to_date(table, new, fresh, drop_missing=drop_missing, progress=progress)
+                report = _bring_up_to_date(
+                    table, new, fresh, drop_missing=drop_missing, runtime=runtime, progress=progress
+                )
             with table.committing("the new model cannot take over"):
                 table.refresh()
                 if table.version == version:  # nobody has changed the gallery meanwhile, and now nobody can
@@ -84,7 +96,13 @@ def _refile(old: PicturesTable, new: PicturesTable, model: Model, progress: Prog
 
 
 def _bring_up_to_date(
-    old: PicturesTable, new: PicturesTable, model: Model, *, drop_missing: bool, progress: Progress | None
+    old: PicturesTable,
+    new: PicturesTable,
+    model: Model,
+    *,
+    drop_missing: bool,
+    runtime: Runtime,
+    progress: Progress | None,
 ) -> AddReport:
     """Remove from the second table what the first does not hold or say, and add to it what it lacks."""
     metadata = list(old.metadata_columns)
@@ -101,7 +119,7 @@ def _bring_up_to_date(
             f"{len(missing)} of {len(rows)} pictures are not at their paths any more, or came as vectors ({named}): "
             f"put them back, or leave them out with --drop-missing; the gallery is as it was"
         )
-    rows, encoder, report = rows.filter(there), Encoder(model), AddReport()
+    rows, encoder, report = rows.filter(there), Encoder(model, runtime=runtime), AddReport()
     _drop_stale(rows, new)
     for file_by in FILED_BY:
         own = rows.filter(pc.equal(rows["filed_by"], file_by))
@@ -114,10 +132,16 @@ def _bring_up_to_date(
         report += Intake(new, model.search_anchors, file_by=file_by, progress=progress).add_pictures(sources, encoder)
     if report.failed and not drop_missing:
         raise InputError(
-            f"{len(report.failed)} of {len(rows)} pictures cannot be read any more (first: {report.failed[0]}): "
-            f"put them back, or leave them out with --drop-missing; the gallery is as it was"
+            f"{len(report.failed)} of {len(rows)} pictures cannot be taken over (first: {report.failed[0]}): "
+            f"mend them, or leave them out with --drop-missing; the gallery is as it was"
         )
-    return report
+    # What an earlier run has read of them is of files that are no more.
+    _remove(new, "path", [failure.path for failure in report.failed])
+    gone = (
+        PictureError(str(path or key), "it is not at its path any more" if width is not None else "it came as a vector")
+        for path, key, width in zip(*_told(missing, "path", "id", "width"), strict=True)
+    )
+    return report + AddReport(failed=tuple(gone))
 
 
 def _drop_stale(rows: pa.Table, new: PicturesTable) -> None:
@@ -130,10 +154,13 @@ def _drop_stale(rows: pa.Table, new: PicturesTable) -> None:
         # What is said now is brought up to date. What is not said would stay.
         return wanted is None or any(row[name] is not None and wanted.get(name) is None for name in columns)
 
-    stale = [row["id"] for row in new.read(["id", "path", *columns]).to_pylist() if is_stale(row)]
-    if stale:
-        new.delete(pc.field("id").isin(stale))
-        new.refresh()
+    _remove(new, "id", [row["id"] for row in new.read(["id", "path", *columns]).to_pylist() if is_stale(row)])
+
+
+def _remove(table: PicturesTable, column: str, values: list[str]) -> None:
+    table.refresh()
+    if values:
+        table.delete(pc.field(column).isin(values))
 
 
 def _there(path: str | None) -> bool:

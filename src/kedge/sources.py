@@ -93,7 +93,8 @@ def list_sources(
     for path in paths:
         for source in _found(path, frozenset(classes) if labels == "folder" else None):
             first = found.setdefault(_absolute(source.name), source)
-            first.label = first.label or source.label
+            if first is not source:
+                _join(first, source)
     if labels == "none":
         for source in found.values():
             source.label = None
@@ -206,10 +207,22 @@ def _found_inside(place: Path, classes: frozenset[str] | None) -> list[_Source]:
     )
     if not names:
         raise InputError(f"{place} holds no pictures: name an archive that does")
-    stem = place.name[: place.name.index(".", 1)]
+    stem = place.name[:1] + place.name[1:].split(".", 1)[0]
     return [
         _Source(f"{place}/{name}", _folder_label((stem, *PurePosixPath(name).parent.parts), classes)) for name in names
     ]
+
+
+def _join(first: _Source, again: _Source) -> None:
+    """Add what is said where a picture is named again; InputError where that is something else."""
+    said = {"label": (first.label, again.label)}
+    said |= {name: (first.row.get(name), value) for name, value in again.row.items()}
+    for name, (one, other) in said.items():
+        if None not in (one, other) and one != other:
+            raise InputError(f"{again.name} is named twice, with the {name} '{one}' and '{other}': give one of them")
+    first.label = first.label if first.label is not None else again.label
+    first.row = {**first.row, **{name: value for name, value in again.row.items() if value is not None}}
+    first.stamp = first.stamp or again.stamp
 
 
 def _label_by_list(found: Mapping[str, _Source], path: Path) -> None:

@@ -15,8 +15,9 @@ from kedge.errors import InputError
 from kedge.model import Model
 from kedge.picture import content_hash
 from kedge.sources import Labels, Sources, column_of
+from kedge.stores import is_url
 
-__all__ = ["ReadyMade", "check_vectors", "holds_vectors", "read_vectors", "ready_made"]
+__all__ = ["ReadyMade", "check_apart", "check_vectors", "holds_vectors", "read_vectors", "ready_made"]
 
 # A vector of a model that ranks by cosine is unit length, up to rounding in half precision.
 _UNIT_TOLERANCE = 1e-3
@@ -89,9 +90,21 @@ def ready_made(
     return ReadyMade(Sources(names, places, said, columns), keys, contents, checked)
 
 
-def holds_vectors(path: Path) -> bool:
+def check_apart(given: Sequence[ReadyMade], files: Sequence[str | Path]) -> None:
+    """Raise InputError where two files give one id different embeddings."""
+    first: dict[str, tuple[str, str | Path]] = {}
+    for vectors, file in zip(given, files, strict=True):
+        for key, content in zip(vectors.ids, vectors.contents, strict=True):
+            other, before = first.setdefault(key, (content, file))
+            if other != content:
+                raise InputError(
+                    f"the id '{key}' has one embedding in {before} and another in {file}: give one of them"
+                )
+
+
+def holds_vectors(path: str | Path) -> bool:
     """Tell whether a file is one of embeddings: Parquet, unless it lists the paths of pictures instead."""
-    if path.suffix.lower() != ".parquet":
+    if is_url(path) or Path(path).suffix.lower() != ".parquet":
         return False
     try:
         columns = pq.read_schema(path).names

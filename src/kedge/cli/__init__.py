@@ -6,6 +6,7 @@ cannot be used, 1 for work that failed.
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +49,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of pictures may hold signs that the output's encoding has not.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Lance's log is nothing that a user can act on.
+    os.environ.setdefault("LANCE_LOG", "error")
     output = sys.stdout
     try:
         app()

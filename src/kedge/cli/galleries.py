@@ -75,12 +75,14 @@ def reindex(
     drop_missing: Annotated[
         bool, typer.Option("--drop-missing", help="Leave out pictures that cannot be read again.")
     ] = False,
+    runtime: Runtime = "auto",
     json_: Json = False,
 ) -> None:
     """Embed a gallery's pictures anew with another model, which takes over when all is done."""
     from kedge.progress import progress_bar
 
-    with kedge.Gallery.open(gallery) as opened, progress_bar("embedding") as progress:
+    running = cast("RuntimeName", runtime)
+    with kedge.Gallery.open(gallery, runtime=running) as opened, progress_bar("embedding") as progress:
         report = opened.reindex(model, drop_missing=drop_missing, progress=progress)
         pictures, fingerprint = opened.count(), opened.model.fingerprint
     if json_:
@@ -108,7 +110,7 @@ def remove(
 @commands.command()
 def search(
     gallery: Annotated[Path, typer.Argument(help="A gallery folder.")],
-    pictures: Annotated[list[Path], typer.Argument(help="The pictures to search with.")],
+    pictures: Annotated[list[str], typer.Argument(help="The pictures to search with, or their URLs.")],
     k: Annotated[int, typer.Option("-k", help="How many hits.")] = 20,
     probes: Annotated[
         int | None, typer.Option(help="How many of the nearest anchors to look under; default 1.")
@@ -120,7 +122,7 @@ def search(
     max_distance: Annotated[float | None, typer.Option(help="Leave out hits farther than this.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Hold vectors in half precision: half the memory.")] = False,
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Hold no vectors, search an index on disk.")] = False,
-    cache: Annotated[int, typer.Option(help="MiB that a search on disk keeps in memory.")] = 256,
+    cache: Annotated[int | None, typer.Option(help="MiB that a search on disk keeps in memory; default 256.")] = None,
     runtime: Runtime = "auto",
     html: Annotated[Path | None, typer.Option(help="Write a contact sheet of the results.")] = None,
     json_: Json = False,
@@ -128,11 +130,13 @@ def search(
     """Find the pictures that show the same thing, best first."""
     if exact and probes is not None:
         raise InputError("--probes and --exact exclude each other: give one of them")
-    running = cast("RuntimeName", runtime)
-    with kedge.Gallery.open(gallery, half=half, on_disk=on_disk, cache=cache, runtime=running) as opened:
+    if cache is not None and not on_disk:
+        raise InputError("--cache is of a search with --on-disk: give both, or leave it out")
+    running, held = cast("RuntimeName", runtime), 256 if cache is None else cache
+    with kedge.Gallery.open(gallery, half=half, on_disk=on_disk, cache=held, runtime=running) as opened:
         chosen: int | Literal["exact"] = "exact" if exact else 1 if probes is None else probes
 
-        def find(some: Sequence[Path]) -> "list[SearchResult]":
+        def find(some: Sequence[str]) -> "list[SearchResult]":
             return opened.search_many(
                 some, k, chosen, order=cast("Order", order), expand=expand, where=where, max_distance=max_distance
             )
@@ -258,7 +262,7 @@ def _show(result: "SearchResult", none: str) -> None:
         print(f"{hit.rank:>4}  {hit.distance:<9.4g} {shown(hit.label or '-'):<16} {shown(hit.path or '-')}")
 
 
-def _readable(pictures: Sequence[Path]) -> list[Path]:
+def _readable(pictures: Sequence[str]) -> list[str]:
     """Return the pictures that can be read, and name the others; InputError when none can."""
     left = []
     for picture in pictures:
@@ -275,7 +279,7 @@ def _readable(pictures: Sequence[Path]) -> list[Path]:
 
 
 def _write_contact_sheet(
-    gallery: "kedge.Gallery", pictures: Sequence[Path], results: "Sequence[SearchResult]", path: Path
+    gallery: "kedge.Gallery", pictures: Sequence[str], results: "Sequence[SearchResult]", path: Path
 ) -> None:
     from kedge.page import contact_sheet, write_page
     from kedge.picture import thumbnail

@@ -238,7 +238,7 @@ def _ratios(group: _Group) -> _Table:
             maps = {
                 loss: {row["seed"]: row[figure] for row in found}
                 for loss, found in group.by_loss.items()
-                if all(figure in row for row in found)
+                if all(figure in row and f"{prefix}{column}_r1" in row for row in found)
             }
             means = {loss: float(np.mean(list(of_seed.values()))) for loss, of_seed in maps.items()}
             anchored = [loss for loss in means if group.by_loss[loss][0]["learns_anchors"]]
