@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -445,23 +444,40 @@ def test_of_copies_the_gallery_of_the_shots_shows_one(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("unmeasured")
 def test_every_cell_of_the_table_that_the_pages_need_is_asked_for(tmp_path):
-    """A row with a blank cell is named, or told on the pages without it: there is no traceback."""
-    draw_birds(tmp_path / "birds")
-    out, grid = tmp_path / "out", Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]})
-    (row,) = kedge.compare(grid, out).rows
-    told = {**row, "settings": '{"margin": 4.0}', "tried": "{}", "unseen_l2_map": 0.5, "pictures": ""}
-    blank = [{**told, **{f"unseen_{name}": 0.5 for name in comparison.RETRIEVED}}]
-    whole = blank[0]
-    for name in whole:
-        (out / "results.csv").unlink()
-        put_row(
-            out / "results.csv", {**whole, name: ""}, comparison.KEY if name not in comparison.KEY else ("features",)
-        )
-        with suppress(InputError):
-            kedge.compare(grid, out)
-    for name, wrong in (("settings", "{"), ("tried", "[]"), ("distance", "L2")):
-        (out / "results.csv").unlink()
-        put_row(out / "results.csv", {**whole, name: wrong}, comparison.KEY)
+    """A row with a blank cell is named, or the pages are written without it: there is no traceback."""
+    draw_classes(tmp_path / "birds", ["circle", "square", "cross", "ring"], each=4, size=8, seed=0)
+    given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "center"], "seeds": [0], "unseen_classes": 2}
+    out, grid = tmp_path / "out", Grid.of(given)
+    whole = dict.fromkeys((*comparison.MEASURED, *(f"unseen_{each}" for each in comparison.RETRIEVED)), 0.5)
+    needed = {*whole, "distance", *comparison.KEY} - {"dataset"}
+    whole |= {f"{part}expanded_{figure}": 0.5 for part in ("", "unseen_") for figure in ("map", "r1")}
+    whole |= {"validation_cosine_map": 0.5, "left_out": 0, "features": "embedding", "device": "cpu", "threads": 1}
+    whole |= {"distance": "cosine", "settings": '{"margin": 4.0}', "tried": "{}", "queries": 1, "gallery": 1}
+    kedge.compare(grid, out)  # with figures of classes that were left out from here on
+    rows = [
+        {**dict.fromkeys(comparison.KEY, 0), "dataset": "birds", "backbone": "resnet10-half", "shots": "full"}
+        | {**whole, "loss": loss, "learns_anchors": int(loss == "cam")}
+        for loss in ("cam", "center")
+    ]
+    table = out / "results.csv"
+
+    def written(**changed):
+        table.unlink()
+        put_row(table, rows[1], comparison.KEY)
+        put_row(table, {**rows[0], **changed}, comparison.KEY)
+
+    written()
+    kedge.compare(grid, out)
+    for name in rows[0]:
+        written(**{name: ""})
+        if name in needed:
+            with pytest.raises(InputError, match=f"says '' for '{name}' in the row of "):
+                kedge.compare(grid, out)
+        elif name != "dataset":
+            assert "| cam |" in (kedge.compare(grid, out).folder / "results.md").read_text()
+    wrong = {"settings": "{", "tried": "[]", "distance": "L2", "left_out": "some", "train_seconds": "nan"}
+    for name, value in (wrong | {"expanded_map": "much", "unseen_l2_map": "inf"}).items():
+        written(**{name: value})
         with pytest.raises(InputError, match=f"for '{name}' in the row of birds"):
             kedge.compare(grid, out)
 

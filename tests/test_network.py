@@ -32,8 +32,9 @@ def test_pictures_to_embeddings(backbone, size):
 
 
 def test_backbones_that_cannot_read_a_size_say_so():
-    with pytest.raises(ConfigError, match=r"dla34 cannot read squares of 84 px.*--image-size"):
-        network("dla34", 96)
+    for name, size in (("dla34", 96), ("xcit_nano_12_p16_224", 100), ("maxvit_tiny_tf_224", 100)):
+        with pytest.raises(ConfigError, match=rf"{name} cannot read squares of \d+ px \(.+\).*--image-size"):
+            network(name, size)
     assert network("dla34", 256)(pictures(256))[1].shape == (2, 512)
 
 
@@ -92,6 +93,19 @@ def test_stages_are_those_that_are_pooled(backbone):
     assert torch.allclose(pooled, net.pool(given), atol=1e-5)
     assert earlier.shape == (2, earlier_dim(net))
     assert not net.training
+
+
+def test_stages_that_end_elsewhere_than_what_is_pooled_are_said(monkeypatch):
+    net = network()
+    stages = type(net.backbone).forward_intermediates
+
+    def another(backbone, given, indices):
+        last, maps = stages(backbone, given, indices)
+        return last + 1, maps
+
+    monkeypatch.setattr(type(net.backbone), "forward_intermediates", another)
+    with pytest.raises(ConfigError, match="its last stage is another than it pools"):
+        earlier_dim(net)
 
 
 def test_a_backbone_that_does_not_tell_its_stages_is_said():

@@ -179,6 +179,7 @@ def test_a_class_whose_examples_lie_further_than_another_is_crowded_by_any_loss(
         ({"loss": "cam-sphere"}, "cosine", 1.0),
         ({"loss": "cam-sphere", "features": "joint"}, "cosine", None),
         ({"loss": "cam", "margin": 8.0}, "l2", 8.0),
+        ({"loss": "fixed-anchors", "margin": 8.0}, "l2", 8.0),
         ({"loss": "cam", "margin": 8.0, "sharpening": 6.0}, "l2", None),  # its vectors are of unit length
         ({"loss": "cam", "margin": 8.0}, "cosine", None),
         ({"loss": "center"}, "l2", None),
@@ -189,6 +190,21 @@ def test_a_margin_is_known_where_the_loss_kept_one_among_the_stored_vectors(trai
     model.write_card(model.card.model_copy(update={"trained": trained}))
     path = plain(tmp_path / "yellow.png", colour_of(3))
     assert kedge.add_class(model, "yellow", [path])[1].margin == margin
+
+
+def test_an_example_whose_embedding_is_not_finite_is_named(tmp_path, monkeypatch):
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    paths = [plain(tmp_path / f"{number}.png", colour_of(number)) for number in (0, 3)]
+    encode = kedge.Encoder.encode
+
+    def spoilt(encoder, squares):
+        vectors = encode(encoder, squares)
+        vectors[1, 0] = np.nan
+        return vectors
+
+    monkeypatch.setattr(kedge.Encoder, "encode", spoilt)
+    with pytest.raises(PictureError, match=r"3\.png.*not finite"):
+        kedge.add_class(model, "yellow", paths)
 
 
 def test_a_gallery_takes_a_new_class_over_without_reading_a_picture(tmp_path):

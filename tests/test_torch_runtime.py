@@ -11,7 +11,7 @@ import kedge
 from kedge.anchors import Anchors
 from kedge.errors import ModelError
 from kedge.export import export_encoder, write_card
-from kedge.model import Model, ModelCard, Preprocessing
+from kedge.model import WEIGHTS, Model, ModelCard, Preprocessing
 from kedge.network import Network, StoredEmbedding
 from tests.models import make_model
 
@@ -89,8 +89,28 @@ def test_other_features(features, squares, tmp_path):
     same(model_of(tmp_path / "model", stored, loss="cam-sphere", dim=DIM, features=features), squares)
 
 
+def test_weights_that_lack_what_is_stored_now_are_said(squares, tmp_path):
+    stored = StoredEmbedding(network(dim=DIM, on_sphere=True), "joint")
+    model = model_of(tmp_path / "model", stored, loss="cam-sphere", dim=DIM, features="joint")
+    weights = {name: tensor for name, tensor in load_file(model.folder / WEIGHTS).items() if name != "earlier_mean"}
+    save_file(weights, model.folder / WEIGHTS)
+    with pytest.raises(ModelError, match=r"its weights lack earlier_mean.*leave --runtime torch out"):
+        kedge.Encoder(model, runtime="torch").encode(squares)
+
+
+def test_a_tensor_with_two_names_is_kept_by_both(squares, tmp_path):
+    made = network(dim=DIM, on_sphere=True)
+    made.twin = made.head
+    stored = StoredEmbedding(made, "embedding")
+    model = model_of(tmp_path / "model", stored, loss="cam-sphere", dim=DIM)
+    weights = load_file(model.folder / WEIGHTS)
+    np.testing.assert_array_equal(weights["network.twin.weight"], weights["network.head.weight"])
+    kedge.Encoder(model, runtime="onnxruntime", threads=1).encode(squares[:1])
+
+
 def test_means_over_mirror_images(squares, tmp_path):
     stored = StoredEmbedding(network(dim=DIM, on_sphere=True), "joint", mirrored=True)
+    stored.earlier_mean.normal_()
     settings = {"loss": "cam-sphere", "dim": DIM, "features": "joint", "mirrored": True}
     model = model_of(tmp_path / "model", stored, **settings)
     same(model, squares)

@@ -416,6 +416,20 @@ def test_stored_features(features, photos, tmp_path):
     assert kedge.evaluate(model, photos).dim == model.card.dim
 
 
+def test_joint_vectors_are_of_the_network_that_the_embedding_is_of(trained, photos, tmp_path):
+    joint = kedge.train(photos, tmp_path / "model", features="joint", sharpening=1.0, **FAST)
+    assert learned(joint) == learned(trained)
+
+
+def test_a_backbone_of_which_nothing_joint_can_be_had_is_refused_before_it_is_trained(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("kedge.training.fit", lambda *_, **__: pytest.fail("was trained"))
+    with pytest.raises(ConfigError, match="does not tell its stages apart"):
+        kedge.train(
+            photos, tmp_path / "model", features="joint", backbone="hiera_tiny_224", **{**FAST, "image_size": 224}
+        )
+    assert not (tmp_path / "model.partial").exists()
+
+
 def test_joint_vectors_are_centred_by_the_pictures_trained_on(photos, tmp_path):
     model = kedge.train(photos, tmp_path / "model", features="joint", **FAST)
     stored = restore_network(model)
@@ -447,6 +461,17 @@ def test_embeddings_that_are_not_finite_are_told(photos, tmp_path, monkeypatch):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_a_network_that_makes_one_embedding_of_all_pictures_is_told(photos, tmp_path, monkeypatch, noise):
+    def one(network, pictures):
+        return 1 + noise * torch.rand(len(pictures), network.feature_dim)
+
+    monkeypatch.setattr(Network, "pool", one)
+    with pytest.raises(DivergedError, match="one embedding of all pictures"):
+        kedge.train(photos, tmp_path / "model", loss="none", **FAST)
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_loss_without_a_pair_to_learn_from_is_told(photos, tmp_path, capsys):
     settings = {**FAST, "epochs": 1, "quiet": False}
     kedge.train(photos, tmp_path / "model", loss="triplet", shots=1, evaluate=False, **settings)
@@ -472,6 +497,31 @@ def test_one_network_is_made_several_models_of(photos, tmp_path):
     assert mirrored < 1e-5 < plain
     with pytest.raises(InputError, match="other settings"):
         kedge.train(photos, tmp_path / "third", state=state, resume=True, **{**settings, "dim": 9})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_anchors_and_classifiers_have_no_decay_and_a_rate_of_their_own(photos, tmp_path, monkeypatch, optimizer):
+    seen, rates = {}, []
+    configure = EmbeddingTraining.configure_optimizers
+
+    def watched(module):
+        found = configure(module)
+        seen["groups"] = found["optimizer"].param_groups
+        factor = found["lr_scheduler"]["scheduler"].lr_lambdas[0]
+        rates.extend(factor(step) for step in range(module.trainer.estimated_stepping_batches))
+        return found
+
+    monkeypatch.setattr(EmbeddingTraining, "configure_optimizers", watched)
+    given = {"optimizer": optimizer, "learning_rate": 0.01, "weight_decay": 0.3, "anchor_rate": 5.0, "auxiliary": 0.5}
+    kedge.train(photos, tmp_path / "model", warmup=0.5, **given, **{**FAST, "epochs": 4})
+    network, beside = seen["groups"]
+    assert (network["weight_decay"], network["initial_lr"]) == (0.3, 0.01)
+    assert (beside["weight_decay"], beside["initial_lr"]) == (0.0, 0.05)
+    assert {tuple(each.shape) for each in beside["params"]} == {(3, 8), (3, 256), (3,)}  # anchors, and the classifier
+    half = len(rates) // 2
+    assert rates[:half] == pytest.approx([(step + 1) / half for step in range(half)])
+    down = len(rates) - half
+    assert rates[half:] == pytest.approx([(1 + np.cos(np.pi * step / down)) / 2 for step in range(down)])
 
 
 def test_frozen_backbone_keeps_its_weights_and_trains_the_head(photos, tmp_path):

@@ -8,7 +8,7 @@ KedgeError
 │   ├── ModelError           a model folder is missing, half written or of another format
 │   └── GalleryError         a gallery is missing, half written or made by another model
 ├── WorkError                the work was begun and could not be finished (exit code 1)
-│   └── DivergedError        training reached a loss that is not a number
+│   └── DivergedError        training reached a loss that is not a number, or tells nothing apart
 └── MissingPartError         an optional part is not installed; names the command that installs it (exit code 2)
 
 Each message says what was found, what was expected and what to do.
@@ -83,7 +83,7 @@ class WorkError(KedgeError):
 
 
 class DivergedError(WorkError):
-    """Training reached a loss that is not a number."""
+    """Training reached a loss that is not a number, or a network that makes one embedding of all pictures."""
 
 
 class MissingPartError(KedgeError):

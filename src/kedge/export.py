@@ -44,8 +44,9 @@ def export_encoder(stored: StoredEmbedding, folder: Path, image_size: int) -> No
         )
         expected = stored(pictures).numpy()
     _check_graph(path, pictures.numpy(), expected)
-    # Not by `save_file`, which lets nobody but its owner read the file.
-    (folder / WEIGHTS).write_bytes(save({name: tensor.contiguous() for name, tensor in stored.state_dict().items()}))
+    # Not by `save_file`, which lets nobody but its owner read the file. Some of timm's models have one tensor twice.
+    weights = {name: tensor.contiguous().clone() for name, tensor in stored.state_dict().items()}
+    (folder / WEIGHTS).write_bytes(save(weights))
 
 
 def _check_graph(path: Path, pictures: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:

@@ -26,6 +26,8 @@ __all__ = [
 
 SMALL_BACKBONE = "resnet10-half"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What timm's models raise for pictures of a size that they cannot read.
+MISFITS = (RuntimeError, AssertionError, ValueError, IndexError)
 # A last feature map smaller than this leaves nothing to pool.
 LEAST_MAP = 4
 
@@ -228,9 +230,9 @@ def build_backbone(name: str, *, image_size: int, pretrained: bool) -> nn.Module
     sized = {} if accepts_any_size(name) else {"img_size": image_size}
     try:
         backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
-    except (OSError, RuntimeError) as error:
+    except (OSError, *MISFITS) as error:
         if not pretrained:
-            raise
+            raise _misfit(name, image_size, error) from error
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"the pretrained weights of {name} could not be had ({reason}): leave --pretrained out"
@@ -245,16 +247,19 @@ def _feature_dim(backbone: nn.Module, name: str, view_size: int) -> int:
     try:
         with torch.inference_mode():
             features: Tensor = backbone.eval()(torch.zeros(1, 3, view_size, view_size))
-    except RuntimeError as error:
-        if accepts_any_size(name):
-            remedy = "give another --image-size (256 makes squares of 224 px, 7/8 of it, which suit most)"
-        else:
-            remedy = f"give --image-size {timm.get_pretrained_cfg(name).input_size[-1]}, the one it is made for"
-        raise ConfigError(
-            f"{name} cannot read squares of {view_size} px ({error}): {remedy}, or another --backbone"
-        ) from error
+    except MISFITS as error:
+        raise _misfit(name, view_size, error) from error
     backbone.train(was_training)
     return features.shape[1]
+
+
+def _misfit(name: str, size: int, error: BaseException) -> ConfigError:
+    if accepts_any_size(name):
+        remedy = "give another --image-size (256 makes squares of 224 px, 7/8 of it, which suit most)"
+    else:
+        remedy = f"give --image-size {timm.get_pretrained_cfg(name).input_size[-1]}, the one it is made for"
+    reason = str(error) or type(error).__name__
+    return ConfigError(f"{name} cannot read squares of {size} px ({reason}): {remedy}, or another --backbone")
 
 
 def earlier_dim(network: Network) -> int:
@@ -267,9 +272,9 @@ def earlier_dim(network: Network) -> int:
     try:
         with torch.inference_mode():
             expected, (pooled, earlier) = network.eval().pool(black), network.pool_stages(black)
-        if pooled.shape != expected.shape or not torch.allclose(pooled, expected, atol=1e-4):
+        if pooled.shape != expected.shape or not torch.allclose(pooled, expected, atol=1e-4, equal_nan=True):
             raise ValueError("its last stage is another than it pools")
-    except (AttributeError, RuntimeError, ValueError) as error:
+    except (AttributeError, TypeError, *MISFITS) as error:
         raise ConfigError(
             f"this backbone does not tell its stages apart, of which joint vectors are made ({error}): "
             "give another --backbone, or leave --features out"

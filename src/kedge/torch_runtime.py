@@ -63,6 +63,9 @@ def restore_network(model: Model) -> StoredEmbedding:
             sharpening=settings.sharpening or 1.0,
             mirrored=settings.mirrored,
         )
+        lacking = sorted(stored.state_dict().keys() - weights.keys())
+        if lacking:
+            raise ModelError(f"its weights lack {', '.join(lacking[:3])}, as those of an older Kedge may")
         stored.load_state_dict(weights)
     except (KedgeError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]

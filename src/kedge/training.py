@@ -42,6 +42,8 @@ __all__ = ["train"]
 MOST_NAMED = 20
 # Decoded pictures beyond this are read from disk batch by batch.
 MOST_IN_MEMORY = 4 << 30
+# Embeddings that differ by less, relative to the largest number in them, are the same but for rounding.
+SAME = 1e-6
 # So many of those at a time, and small, are looked through for what cannot be read.
 LOOKED_THROUGH, LEAST_SIDE = 4096, 8
 
@@ -65,7 +67,7 @@ def train(
     as those are (smaller batches of few pictures, less weight decay of many). state: a folder in place of
     `OUT.partial/`, which stays when the model is whole: with `resume=True` the same network is then made another model
     of, by other `READ_OUT` settings. Raises InputError before anything is written, DivergedError when the loss is not
-    finite.
+    finite or all embeddings are the same.
     """
     out = Path(out)
     if not out.name:
@@ -133,6 +135,10 @@ def train(
         encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
         if not torch.isfinite(encoded.inputs).all():
             raise DivergedError("the trained network makes embeddings that are not finite: lower the learning rate")
+        if encoded.inputs.std(dim=0).max() <= SAME * encoded.inputs.abs().max():
+            raise DivergedError(
+                "the trained network makes one embedding of all pictures: lower the learning rate or the weight decay"
+            )
         learned = _learned_anchors(loss, recipe, resolved)
         if stored.sharpening > 1.0:
             around = torch.from_numpy(_anchors(dataset.classes, learned, encoded, "cosine").vectors)

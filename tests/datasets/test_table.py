@@ -68,6 +68,7 @@ def test_mistakes_name_the_row_or_column(rows, tmp_path, change, said):
         ("list.csv", "path,label\ncafé.png,a".encode("latin-1"), "cannot be read as a table .*UTF-8"),
         ("list.csv", b'path,label\n"a.png,b', "cannot be read as a table"),
         ("list.csv", b"", "no column 'path' .it has: none"),
+        ("list.csv", b"path,label,label\na.png,a,b\n", "has the column 'label' twice"),
         ("list.csv", b"path,label\n", "lists no picture"),
         ("list.csv", b"path,label\na.png", "row 1 has no label"),
     ],
@@ -95,6 +96,21 @@ def test_labels_may_be_numbers_and_paths_absolute(rows, tmp_path):
     dataset = load_dataset(tmp_path / "elsewhere" / "list.parquet")
     assert dataset.classes == ("0", "1")
     assert dataset.skipped == ()
+
+
+def test_parquet_of_other_kinds_of_columns(rows, tmp_path):
+    paths = [row["path"] for row in rows]
+    labels = pa.array([row["label"].encode() for row in rows])
+    parquet.write_table(pa.table({"path": paths, "label": labels}), tmp_path / "list.parquet")
+    assert load_dataset(tmp_path / "list.parquet").classes == ("class a", "class b")
+    numbers = pa.array([float("nan"), *[1.0] * (len(rows) - 1)])
+    parquet.write_table(pa.table({"path": paths, "label": numbers}), tmp_path / "list.parquet")
+    with pytest.raises(DatasetError, match="row 1 has no label"):
+        load_dataset(tmp_path / "list.parquet")
+    twice = pa.Table.from_arrays([pa.array(paths)] * 2 + [labels], names=["path", "path", "label"])
+    parquet.write_table(twice, tmp_path / "list.parquet")
+    with pytest.raises(DatasetError, match="has the column 'path' twice"):
+        load_dataset(tmp_path / "list.parquet")
 
 
 def test_byte_order_mark_of_spreadsheets(rows, tmp_path):

@@ -17,6 +17,7 @@ from kedge.errors import InputError
 from kedge.hits import Hit, SearchResult
 from kedge.measurement import evaluate_vectors
 from kedge.page import ReportMaterial, contact_sheet, evaluate_to_page, plots, report_page
+from kedge.page.comparison import _plots
 from kedge.picture import thumbnail
 from tests.models import make_model
 from tests.pictures import draw, draw_classes
@@ -196,6 +197,30 @@ def test_embeddings_of_one_dimension_are_mapped():
     anchors = Anchors(("a", "b"), np.array([[-1.0], [1.0]], dtype=np.float32))
     svg = plots.embedding_map(vectors, np.arange(9) % 2, anchors.names, anchors)
     assert svg.count("<use") >= 11
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_embeddings_that_are_all_the_same_have_no_map(noise):
+    vectors = (1 + noise * np.random.default_rng(0).random((9, 4))).astype(np.float32)
+    anchors = Anchors(("a", "b"), vectors[:2])
+    assert "too few different embeddings for a map" in plots.embedding_map(vectors, np.arange(9) % 2, "ab", anchors)
+
+
+def test_losses_are_drawn_at_their_time_and_figure(monkeypatch):
+    drawn, errorbar = [], plots.Axes.errorbar
+
+    def watched(axes, across, up, spread, **looks):
+        drawn.append((looks["label"], *map(float, (across[0], up[0], spread[0]))))
+        return errorbar(axes, across, up, spread, **looks)
+
+    monkeypatch.setattr(plots.Axes, "errorbar", watched)
+    rows = [
+        {"dataset": "birds", "backbone": "net", "loss": loss, "shots": "full", "seed": seed, "distance": "cosine"}
+        | {"cosine_map": share, "l2_map": 0.1, "train_seconds": seconds}
+        for loss, seed, share, seconds in (("cam", 0, 0.6, 30), ("cam", 1, 0.64, 50), ("center", 0, 0.5, 20))
+    ]
+    _plots(rows)
+    assert drawn == [("cam", 40.0, pytest.approx(62.0), pytest.approx(2.0)), ("center", 20.0, 50.0, 0.0)]
 
 
 def test_precision_recall_is_drawn_to_scale():

@@ -1,8 +1,9 @@
 """A CSV or Parquet file of path,label[,split] as a listing."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from kedge.datasets.dataset import Listed, Listing, SplitName
 from kedge.errors import DatasetError
@@ -38,7 +39,8 @@ def list_table(path: Path) -> Listing:
 def read_columns(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list[str]]:
     """Return columns of a CSV or Parquet file as text; raise DatasetError naming what is missing and what there is."""
     try:
-        columns = _read_parquet(path, (*needed, *optional)) if path.suffix.lower() == ".parquet" else _read_csv(path)
+        wanted = (*needed, *optional)
+        columns = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path, wanted)
     except (OSError, csv.Error, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(
@@ -53,10 +55,24 @@ def read_columns(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ..
     return {name: columns[name] for name in (*needed, *optional) if name in columns}
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
+def _check_once(names: Sequence[str], wanted: tuple[str, ...]) -> None:
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"it has the column '{twice[0]}' twice")
+
+
+def _text(value: Any) -> str:
+    """Return a value as text; what is no number says nothing, as null does."""
+    if value is None or value != value:
+        return ""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _read_csv(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         rows = list(reader)
+        _check_once(reader.fieldnames or (), wanted)
         return {name: [row[name] or "" for row in rows] for name in reader.fieldnames or ()}
 
 
@@ -65,9 +81,7 @@ def _read_parquet(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
 
     with parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
+        _check_once(names, wanted)
         # Other columns, embeddings say, may be far larger: they are named, not read.
         table = file.read(columns=[name for name in names if name in wanted])
-        return {
-            name: ["" if value is None else str(value) for value in table[name].to_pylist()] if name in wanted else []
-            for name in names
-        }
+        return {name: [_text(value) for value in table[name].to_pylist()] if name in wanted else [] for name in names}

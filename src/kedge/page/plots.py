@@ -42,6 +42,8 @@ VARIABLES = {
 }
 TERM_COLOURS = {"loss": INK, "attractor": ACCENT, "repeller": WARM, "norm_floor": VIOLET, "auxiliary": GREEN}
 MOST_NAMED = 40
+# Embeddings that differ by less, relative to the largest number in them, are the same but for rounding.
+SAME = 1e-6
 MARKERS = "osD^v*"
 # Letters of the legend's size that stand beside each other below a large plot.
 LEGEND_WIDTH = 72
@@ -199,7 +201,7 @@ def embedding_map(
     axes.spines[:].set_visible(False)
     flat = _in_two_dimensions(np.concatenate([vectors, anchors.vectors]))
     if flat is None:
-        axes.text(0.5, 0.5, "too few pictures for a map", ha="center", color=SOFT)
+        axes.text(0.5, 0.5, "too few different embeddings for a map", ha="center", color=SOFT)
         return _svg(figure, "map")
     pictures, marks = flat[: len(vectors)], flat[len(vectors) :]
     colours = _colours(len(classes))
@@ -212,11 +214,11 @@ def embedding_map(
 
 
 def _in_two_dimensions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-    """Return points (n, 2) by t-SNE; None for fewer than 4."""
+    """Return points (n, 2) by t-SNE; None for fewer than 4, and where all are the same, of which it would crash."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    if len(vectors) < 4:
+    if len(vectors) < 4 or vectors.std(axis=0).max() <= SAME * np.abs(vectors).max():
         return None
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     init = "pca" if vectors.shape[1] > 1 else "random"
