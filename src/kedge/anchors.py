@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 
 from kedge.errors import InputError, ModelError
 
-__all__ = ["Anchors", "expand_queries", "nearest_anchors", "squared_distances", "unit_length"]
+__all__ = ["Anchors", "all_the_same", "expand_queries", "nearest_anchors", "squared_distances", "unit_length"]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -121,6 +121,11 @@ def expand_queries(queries: npt.NDArray[np.floating], anchors: npt.NDArray[np.fl
     lost = ~turned.any(axis=1)
     turned[lost] = asked[lost]
     return (turned * np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+
+
+def all_the_same(vectors: npt.NDArray[np.floating]) -> bool:
+    """Tell whether vectors, (n, d), differ by no more than rounding, relative to the largest number in them."""
+    return bool(vectors.std(axis=0).max() <= 1e-6 * np.abs(vectors).max())
 
 
 def unit_length(vectors: npt.NDArray[np.floating]) -> Vectors:

@@ -219,7 +219,8 @@ def _join(first: _Source, again: _Source) -> None:
     said |= {name: (first.row.get(name), value) for name, value in again.row.items()}
     for name, (one, other) in said.items():
         if None not in (one, other) and one != other:
-            raise InputError(f"{again.name} is named twice, with the {name} '{one}' and '{other}': give one of them")
+            remedy = "give one of them, or all labels by --labels LIST" if name == "label" else "give one of them"
+            raise InputError(f"{again.name} is named twice, with the {name} '{one}' and '{other}': {remedy}")
     first.label = first.label if first.label is not None else again.label
     first.row = {**first.row, **{name: value for name, value in again.row.items() if value is not None}}
     first.stamp = first.stamp or again.stamp

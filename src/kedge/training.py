@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedge.anchors import Anchors, unit_length
+from kedge.anchors import Anchors, all_the_same, unit_length
 from kedge.augmentation import Augmentation
 from kedge.batches import LabelledBatches, PicturesOnDisk
 from kedge.calibration import Calibration
@@ -42,8 +42,6 @@ __all__ = ["train"]
 MOST_NAMED = 20
 # Decoded pictures beyond this are read from disk batch by batch.
 MOST_IN_MEMORY = 4 << 30
-# Embeddings that differ by less, relative to the largest number in them, are the same but for rounding.
-SAME = 1e-6
 # So many of those at a time, and small, are looked through for what cannot be read.
 LOOKED_THROUGH, LEAST_SIDE = 4096, 8
 
@@ -135,7 +133,7 @@ def train(
         encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
         if not torch.isfinite(encoded.inputs).all():
             raise DivergedError("the trained network makes embeddings that are not finite: lower the learning rate")
-        if encoded.inputs.std(dim=0).max() <= SAME * encoded.inputs.abs().max():
+        if all_the_same(encoded.inputs.numpy()):
             raise DivergedError(
                 "the trained network makes one embedding of all pictures: lower the learning rate or the weight decay"
             )

@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kedge.anchors import Anchors, squared_distances
+from kedge.anchors import Anchors, all_the_same, squared_distances
 
 __all__ = [
     "anchor_distances",
@@ -42,8 +42,6 @@ VARIABLES = {
 }
 TERM_COLOURS = {"loss": INK, "attractor": ACCENT, "repeller": WARM, "norm_floor": VIOLET, "auxiliary": GREEN}
 MOST_NAMED = 40
-# Embeddings that differ by less, relative to the largest number in them, are the same but for rounding.
-SAME = 1e-6
 MARKERS = "osD^v*"
 # Letters of the legend's size that stand beside each other below a large plot.
 LEGEND_WIDTH = 72
@@ -218,7 +216,7 @@ def _in_two_dimensions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    if len(vectors) < 4 or vectors.std(axis=0).max() <= SAME * np.abs(vectors).max():
+    if len(vectors) < 4 or all_the_same(vectors):
         return None
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     init = "pca" if vectors.shape[1] > 1 else "random"
