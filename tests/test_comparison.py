@@ -116,9 +116,10 @@ def test_what_is_stored_of_one_network_is_trained_once(compared):
     assert not list(out.glob("models/*cross-entropy*.partial"))
 
 
-def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(compared):
-    grid, out, found, _ = compared
-    seen = []
+def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(compared, tmp_path):
+    grid, before, found, _ = compared
+    out, seen = tmp_path / "out", []
+    shutil.copytree(before, out)
     again = kedge.compare(grid, out, on_row=lambda name, *_: seen.append(name))
     assert seen == ["007-resnet10-half-impossible-4-0"]
     assert [row["l2_map"] for row in again.rows[:3]] == [row["l2_map"] for row in found.rows[:3]]
