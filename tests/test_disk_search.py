@@ -105,3 +105,15 @@ def test_the_index_is_made_once_and_checked_with_the_rest(model, tmp_path):
     path.write_bytes(bytes(data))
     with Gallery.open(tmp_path / "gallery") as gallery:
         assert [damage.path for damage in gallery.check()] == [indexes[0]]
+
+
+def test_pictures_filed_by_label_are_found_wherever_their_vectors_lie(tmp_path):
+    """Lance's index has them by their nearest anchor: with so many anchors that is none of the few looked into."""
+    names = [f"class {number}" for number in range(30)]
+    many, random = make_model(tmp_path / "model", classes=names), np.random.default_rng(1)
+    with Gallery.create(tmp_path / "gallery", many) as memory:
+        labels = [names[row] for row in random.integers(0, len(names), 300)]
+        memory.add_vectors(drawn(random, 300, many), labels=labels, file_by="label")
+        queries = drawn(random, 5, many)
+        with Gallery.open(tmp_path / "gallery", on_disk=True) as disk:
+            assert told(disk.search_vectors(queries, k=8)) == told(memory.search_vectors(queries, k=8))

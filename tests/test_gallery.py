@@ -657,6 +657,8 @@ def test_vectors_are_added_found_and_updated(gallery, tmp_path):
         (unit_vectors(3) * [[1], [1], [1.01]], {}, "embedding 2 has length 1.01.*divide"),
         (unit_vectors(3), {"ids": ["a", "b", "a"]}, "'a' is given twice"),
         (unit_vectors(3), {"ids": ["a", "b"]}, "with 2 ids"),
+        (unit_vectors(3), {"labels": [None, 1, "red"]}, "labels are texts, not 1"),
+        (unit_vectors(3), {"paths": ["a", "b", 3.5]}, "paths are texts, not 3.5"),
         (unit_vectors(3), {"labels": ["red", "blue", "grey"], "file_by": "label"}, "no anchor is called 'grey'"),
         (unit_vectors(3), {"metadata": {"column": [1, "a", 2]}}, "mixes kinds"),
     ],
@@ -785,7 +787,7 @@ def test_a_filter_is_taken_as_a_whole_or_refused(gallery, photos, where, on_disk
 def test_pictures_are_removed_and_can_come_back(gallery, photos):
     gallery.add(photos)
     some = [row["id"] for row in rows(gallery, "id")][:2]
-    for wrong in ({}, {"ids": some, "where": "true"}, {"where": ""}, {"ids": [*some, "nobody"]}):
+    for wrong in ({}, {"ids": some, "where": "true"}, {"where": ""}, {"ids": [*some, "nobody"]}, {"ids": [5]}):
         with pytest.raises(InputError):
             gallery.remove(**wrong)
     before = gallery.versions()

@@ -892,6 +892,7 @@ def test_mistakes_are_found_before_anything_is_written(photos, tmp_path, trained
         ({"backbone": "resnet_18"}, ConfigError, "resnet18"),
         ({"backbone": "resnet18.a1_in2k"}, ConfigError, r"has no weights 'a1_in2k' \(did you mean 'resnet18.a1_in1k'"),
         ({"freeze_backbone": True, "brightness": 0.2}, ConfigError, "leave brightness out"),
+        ({"freeze_backbone": True, "auxiliary": 0.2}, ConfigError, "leave auxiliary out"),
         ({"loss": "cam", "anchor_start": "base", "dim": 2}, ConfigError, "dim"),
         ({"loss": "none", "features": "pooled"}, ConfigError, "none"),
         ({"classes": 2, "sharpening": 1.5}, ConfigError, "two classes"),

@@ -85,6 +85,8 @@ def resolve(
     for name in ("flip", "brightness"):
         if config.freeze_backbone and getattr(config, name) is not None:
             raise ConfigError(f"a frozen backbone is shown each picture once, as it is: leave {name} out")
+    if config.freeze_backbone and config.auxiliary:
+        raise ConfigError("a frozen backbone learns nothing from a classifier beside the loss: leave auxiliary out")
     if recipe.build is None and (config.features != "embedding" or config.freeze_backbone):
         raise ConfigError("the loss none takes the backbone as it is: leave features and freeze_backbone out")
     if recipe.build is None and config.head == "linear":

@@ -198,6 +198,9 @@ class Gallery:
 
     def _remove_ids(self, ids: Sequence[str]) -> int:
         wanted = [ids] if isinstance(ids, str) else list(ids)
+        strange = [key for key in wanted if not isinstance(key, str)]
+        if strange:
+            raise InputError(f"an id is a text, not {strange[0]!r}: none was removed")
         known = set(self._table.find("id", wanted, ("id",))["id"].to_pylist())
         unknown = [name for name in wanted if name not in known]
         if unknown:

@@ -192,7 +192,8 @@ def _nothing() -> None:
 def _local(path: str | Path) -> Path:
     # A Path has one slash left of a URL's two.
     if re.match(r"\w{2,}:/", str(path)):
-        raise GalleryError(f"{path} is not on this machine: galleries are kept in local folders for now")
+        url = re.sub(r"^(\w+):/+", r"\1://", str(path))
+        raise GalleryError(f"{url} is not on this machine: galleries are kept in local folders for now")
     return Path(path)
 
 

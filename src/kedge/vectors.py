@@ -74,6 +74,10 @@ def ready_made(
     for name, values in {"ids": ids, "paths": paths, "labels": labels, **(metadata or {})}.items():
         if values is not None and len(values) != count:
             raise InputError(f"{count} embeddings were given with {len(values)} {name}: give one for each")
+    for name, values in {"paths": paths, "labels": labels}.items():
+        strange = next((value for value in values or () if not isinstance(value, str | None)), None)
+        if strange is not None:
+            raise InputError(f"{name} are texts, not {strange!r}: give a text or None for each embedding")
     places = ("",) * count if paths is None else tuple(place or "" for place in paths)
     data, size = checked.tobytes(), checked.itemsize * checked.shape[1]
     contents = tuple(content_hash(data[start : start + size]) for start in range(0, len(data), size))
