@@ -4,8 +4,10 @@ import os
 import shutil
 import zlib
 
+import numpy as np
 import pytest
 
+from kedge.anchors import unit_length
 from kedge.checksums import FILE, Checksums
 from kedge.errors import GalleryError, InputError, WorkError
 from kedge.gallery import Gallery
@@ -105,6 +107,23 @@ def test_what_is_damaged_is_not_compacted(filled, tmp_path):
         with pytest.raises(WorkError, match=r"is damaged .* nothing was compacted"):
             gallery.compact()
         assert [damage.reason for damage in gallery.check()] == ["holds other bytes than were written"]
+
+
+def test_small_additions_do_not_write_what_is_damaged_anew(tmp_path):
+    model = make_model(tmp_path / "model")
+    vectors = unit_length(np.random.default_rng(0).normal(size=(80, model.card.dim)).astype(np.float32))
+    with Gallery.create(tmp_path / "gallery", model) as gallery:
+        gallery.add_vectors(vectors[:1])
+        flip(sorted((tmp_path / "gallery" / "pictures.lance" / "data").iterdir())[0], 64)
+        for row in range(1, 40):
+            gallery.add_vectors(vectors[row : row + 1])
+        assert [damage.reason for damage in gallery.check()] == ["holds other bytes than were written"]
+        assert gallery._table.fragments == 40
+    with Gallery.create(tmp_path / "whole", model) as gallery:
+        for row in range(40):
+            gallery.add_vectors(vectors[row : row + 1])
+        assert gallery._table.fragments < 40
+        assert gallery.check() == []
 
 
 def test_versions_are_listed_and_gone_back_to(tmp_path):

@@ -162,6 +162,7 @@ class Gallery:
         if sources:
             report += intake.add_pictures(sources, self.encoder)
         self._sum()
+        self._tidy()
         return report
 
     def add_vectors(
@@ -185,6 +186,7 @@ class Gallery:
         self._table.refresh()
         report = Intake(self._table, self._anchors, file_by=file_by, progress=progress).add_vectors(given)
         self._sum()
+        self._tidy()
         return report
 
     def remove(self, ids: Sequence[str] | None = None, *, where: str | None = None) -> int:
@@ -297,6 +299,15 @@ class Gallery:
             self._checksums.record(self._files())
         except OSError as error:
             raise WorkError(f"the pictures are stored, their checksums are not ({error}): run `kedge check`") from error
+
+    def _tidy(self) -> None:
+        prefix = self._folder.table_path
+
+        def is_whole(files: Sequence[str]) -> bool:
+            return not self._checksums.verify([f"{prefix}/{file}" for file in files])
+
+        if self._table.tidy(is_whole):
+            self._sum()
 
     def _bytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())

@@ -171,8 +171,12 @@ class GalleryFolder:
         """Return the files of the model and the table as they are now, by path within the folder."""
         place = self.root / self.part
         model = sorted(path.relative_to(self.root).as_posix() for path in (place / MODEL).rglob("*") if path.is_file())
-        prefix = (Path(self.part) / TABLE).as_posix()
-        return [*model, *(f"{prefix}/{path}" for path in table.files())]
+        return [*model, *(f"{self.table_path}/{path}" for path in table.files())]
+
+    @property
+    def table_path(self) -> str:
+        """Where the table lies within the folder."""
+        return (Path(self.part) / TABLE).as_posix()
 
 
 def _fill(place: Path, model: Model, precision: Precision | None) -> Model:

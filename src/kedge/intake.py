@@ -129,7 +129,6 @@ class Intake:
                 report += self._store(chunk, failed)
                 self._standing |= {path: key for path, key in zip(part.paths, chunk.ids, strict=True) if key}
         self._drop_replaced()
-        self._table.tidy()
         return report
 
     def add_vectors(self, given: ReadyMade) -> AddReport:
@@ -151,7 +150,6 @@ class Intake:
             self._table.refresh()
             report += self._store(chunk, {})
             self._progress("adding", stop, len(sources))
-        self._table.tidy()
         return report
 
     def _with_columns(self, sources: Sources) -> Sources:

@@ -378,22 +378,30 @@ class PicturesTable:
             with self.committing("the columns cannot be removed"):
                 self._dataset.drop_columns(list(names))
 
-    def tidy(self) -> None:
+    def tidy(self, is_whole: Callable[[Sequence[str]], bool] = lambda _: True) -> bool:
         """Make many small fragments into few, where that pays; leave it to the next time when others are writing.
+
+        is_whole: told the files that would be written anew, by path within the table's folder; where one of them is
+        damaged, which the new ones would hide, nothing is done. Returns whether something was.
 
         Big ones are put together as they are, which takes a tenth of the memory that writing them anew does; of small
         ones that would leave pages of a single row, which every write reads through.
         """
+        done = False
         try:
             for least, most in _TIERS:
-                sizes = [fragment.metadata.physical_rows for fragment in self._dataset.get_fragments()]
-                if sum(least <= size < most for size in sizes) > _MANY:
+                found = self._dataset.get_fragments()
+                some = [each for each in found if least <= each.metadata.physical_rows < most]
+                files = [f"data/{file.path}" for each in some for file in each.data_files()]
+                if len(some) > _MANY and is_whole(files):
                     mode = "try_binary_copy" if least else "reencode"
                     self._dataset.optimize.compact_files(target_rows_per_fragment=most, compaction_mode=mode)
                     self._drop_old_versions()
+                    done = True
         except _FAILURES:
             with suppress(GalleryError):  # another model has taken over, and has all that was stored here
                 self.refresh()
+        return done
 
     def _drop_old_versions(self) -> None:
         written = [entry.stat().st_mtime for entry in os.scandir(Path(self._dataset.uri, "_versions"))]

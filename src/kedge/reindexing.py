@@ -65,6 +65,7 @@ def reindex(
                 report = _bring_up_to_date(
                     table, new, fresh, drop_missing=drop_missing, runtime=runtime, progress=progress
                 )
+            new.tidy()
             with table.committing("the new model cannot take over"):
                 table.refresh()
                 if table.version == version:  # nobody has changed the gallery meanwhile, and now nobody can
@@ -91,7 +92,6 @@ def _refile(old: PicturesTable, new: PicturesTable, model: Model, progress: Prog
         done += len(rows)
         if progress:
             progress("filing", done, total)
-    new.tidy()
     return report
 
 
