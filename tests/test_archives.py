@@ -39,6 +39,19 @@ def rows(gallery):
     return gallery._table.read(["id", "path", "label", "embedding", "file_size"]).to_pylist()
 
 
+def test_names_that_archives_hold_in_other_ways_are_found(photos, gallery, tmp_path):
+    names = {"/red/0.png": "red", "./green/0.png": "green", "blue//0.png": "blue"}
+    for name in ("packed.zip", ".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as packed:
+            for written, label in names.items():
+                packed.write(sorted((photos / label).glob("[0-9]*.png"))[0], written)
+    report = gallery.add(tmp_path / "packed.zip")
+    assert (report.added, report.failed) == (3, ())
+    paths = {row["path"]: row["label"] for row in rows(gallery)}
+    assert paths == {str(tmp_path / "packed.zip" / label / "0.png"): label for label in names.values()}
+    assert gallery.add(tmp_path / ".zip").updated == 3
+
+
 @pytest.mark.parametrize("suffix", KINDS)
 def test_an_archive_is_added_as_its_folder_would_be(suffix, photos, gallery, tmp_path, monkeypatch):
     archive = Path(shutil.make_archive(str(tmp_path / "packed"), KINDS[suffix], photos))

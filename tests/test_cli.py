@@ -187,6 +187,33 @@ def test_names_stand_in_one_line_whatever_they_hold(tmp_path, monkeypatch, capsy
     assert "\x1b" not in said.out + said.err
 
 
+def test_what_is_left_unused_or_elsewhere_is_said(place, tmp_path, monkeypatch, mistake):
+    monkeypatch.chdir(tmp_path)
+    gallery, query = place / "gallery", next((place / "photos" / "green").iterdir())
+    assert "--cache is of a search with --on-disk" in mistake("search", gallery, query, "--cache", "3")
+    assert "0 to 16 bits" in mistake("duplicates", gallery, "--bits", "99")
+    assert "a number from 0, not -1.0" in mistake("duplicates", gallery, "--distance", "-1")
+    assert "'.' is no name of a file" in mistake("export", gallery, "--to", "npz", "--out", ".")
+    assert "s3://bucket/g is not on this machine" in mistake("create", "s3://bucket/g", "--model", place / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_query_may_be_a_url(place):
+    query = next((place / "photos" / "green").iterdir())
+    done = kedge("search", place / "gallery", f"file://{query}", "-k", "1", "--json")
+    (hit,) = json.loads(done.stdout)["hits"]
+    assert hit["path"] == str(query)
+
+
+def test_a_first_search_on_disk_prints_nothing_beside_its_hits(place, tmp_path):
+    """Lance logs each anchor that has no picture."""
+    query, gallery = next((place / "photos" / "green").iterdir()), tmp_path / "gallery"
+    kedge("create", gallery, "--model", place / "model")
+    kedge("add", gallery, query)
+    done = kedge("search", gallery, query, "-k", "1", "--json", "--on-disk")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_mistake_in_a_process_of_its_own(tmp_path):
     done = kedge("info", tmp_path / "none")
     assert (done.returncode, done.stdout) == (2, "")
