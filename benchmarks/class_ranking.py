@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 import kedge
-from kedge.anchors import unit_length
+from kedge.distances import unit_length
 from kedge.encoder import Encoder
 from kedge.evaluation import encode_split, load_for
 from kedge.measurement import exhaustive_scores
@@ -27,15 +27,14 @@ def main():
         model = kedge.Model.load(folder)
         dataset, encoder = load_for(model, model.card.trained["data"]), Encoder(model)
         anchors = unit_length(model.anchors.vectors)
-        queries, query_labels, _ = encode_split(encoder, dataset.test)
-        gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
+        queries, gallery = encode_split(encoder, dataset.test), encode_split(encoder, dataset.gallery)
         told = [
-            np.mean((unit_length(vectors) @ anchors.T).argmax(axis=1) == labels)
-            for vectors, labels in ((queries, query_labels), (gallery, gallery_labels))
+            np.mean((unit_length(pictures.vectors) @ anchors.T).argmax(axis=1) == pictures.labels)
+            for pictures in (queries, gallery)
         ]
         maps = [
-            exhaustive_scores(queries, query_labels, searched, gallery_labels, "cosine")[0]
-            for searched in (gallery, anchors[gallery_labels])
+            exhaustive_scores(queries.vectors, queries.labels, searched, gallery.labels, "cosine")[0]
+            for searched in (gallery.vectors, anchors[gallery.labels])
         ]
         print(
             f"| {model.folder.name} | " + " | ".join(f"{100 * share:.1f}" for share in (*told, *maps)) + " |",

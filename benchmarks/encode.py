@@ -90,9 +90,10 @@ def make_model(folder, backbone, size):
     """Write a model folder of a network with random weights and four random anchors."""
     import torch
 
-    from kedge.anchors import Anchors, unit_length
-    from kedge.export import export_encoder, write_card
-    from kedge.model import ModelCard, Preprocessing
+    from kedge.anchors import Anchors
+    from kedge.distances import unit_length
+    from kedge.export import export_encoder
+    from kedge.model import ANCHORS, ModelCard, Preprocessing
     from kedge.network import Network, StoredEmbedding
 
     torch.manual_seed(0)
@@ -110,7 +111,8 @@ def make_model(folder, backbone, size):
         preprocessing=Preprocessing(image_size=size),
         trained={"backbone": backbone},
     )
-    write_card(folder, card, Anchors(names, points))
+    Anchors(names, points).save(folder / ANCHORS)
+    card.write(folder)
     return network, kedge.Model.load(folder)
 
 

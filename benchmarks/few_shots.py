@@ -37,13 +37,13 @@ def measure(data, settings):
     with tempfile.TemporaryDirectory() as folder:
         model = kedge.train(data, Path(folder) / "model", evaluate=False, quiet=True, **settings)
         dataset = kedge.load_dataset(data, seed=settings["seed"], shots=settings["shots"])
-        vectors, labels, hashes = encode_split(kedge.Encoder(model), dataset.gallery)
-    drawn = np.isin(hashes, dataset.train.hashes)
+        pictures = encode_split(kedge.Encoder(model), dataset.gallery)
+    drawn = np.isin(pictures.hashes, dataset.train.hashes)
     asked = np.random.default_rng(settings["seed"]).permutation(np.flatnonzero(~drawn))[:QUERIES]
-    rest = np.setdiff1d(np.arange(len(vectors)), asked)
+    rest = np.setdiff1d(np.arange(len(pictures)), asked)
     figures = []
     for gallery in (rest, np.flatnonzero(drawn)):
-        of = vectors[asked], labels[asked], vectors[gallery], labels[gallery]
+        of = pictures.vectors[asked], pictures.labels[asked], pictures.vectors[gallery], pictures.labels[gallery]
         figures += [exhaustive_scores(*of, "l2")[0], *exhaustive_scores(*of, "cosine")]
     return figures
 

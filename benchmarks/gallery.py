@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import kedge
-from kedge.anchors import Anchors, unit_length
+from kedge.anchors import Anchors
+from kedge.distances import unit_length
 from kedge.duplicates import duplicate_groups
 
 ROOT = Path(__file__).parents[1]

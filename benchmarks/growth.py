@@ -21,7 +21,7 @@ import faiss  # noqa: E402  (the number of threads is read when these are import
 import numpy as np  # noqa: E402
 
 import kedge  # noqa: E402
-from kedge.anchors import unit_length  # noqa: E402
+from kedge.distances import unit_length  # noqa: E402
 
 DIM, K, QUERIES, ROUNDS, PART = 64, 10, 200, 3, 1 << 18
 

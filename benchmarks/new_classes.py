@@ -63,19 +63,22 @@ def main():
         model = trained(options, len(dataset.classes) - options.unseen, seed)
         encoder = kedge.Encoder(model)
         asked = dataset.test[np.flatnonzero(dataset.test.labels >= len(model.card.classes))]
-        queries, labels, _ = encode_split(encoder, asked)
-        gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery)
+        queries = encode_split(encoder, asked)
+        gallery = encode_split(encoder, dataset.gallery)
         for examples in (0, *options.examples):
             grown, told = with_classes(model, dataset, examples, seed) if examples else (model, [])
             report = kedge.evaluate_vectors(
-                queries, labels, gallery, gallery_labels, grown.anchors, classes=dataset.classes,
-                distance=grown.card.distance, probes=(1,),
+                queries.vectors, queries.labels, gallery.vectors, gallery.labels, grown.anchors,
+                classes=dataset.classes, distance=grown.card.distance, probes=(1,),
             )  # fmt: skip
             whole = report.figures("exhaustive", grown.card.distance)
             probed = report.figures("two-stage", grown.card.distance, "nearest", 1)
             nearest = grown.search_anchors.nearest(encoder.encode(asked.decode(encoder.image_size).pixels))
             own = np.mean(
-                [grown.card.classes[row] == dataset.classes[label] for row, label in zip(nearest, labels, strict=True)]
+                [
+                    grown.card.classes[row] == dataset.classes[label]
+                    for row, label in zip(nearest, queries.labels, strict=True)
+                ]
             )
             found.setdefault(examples, []).append(
                 [100 * value for value in (whole.map, probed.map, probed.precision_at["20"], probed.scanned_share, own)]

@@ -57,12 +57,12 @@ def main():
         if model.card.trained.get("sharpening") != 1.0:
             sys.exit(f"{folder} is no cam-sphere model with sharpening = 1.0")
         dataset, encoder = load_for(model, model.card.trained["data"]), Encoder(model)
-        queries, labels, _ = encode_split(encoder, dataset.validation)
-        gallery, gallery_labels, _ = encode_split(encoder, dataset.train)
+        queries, gallery = encode_split(encoder, dataset.validation), encode_split(encoder, dataset.train)
         names.append(f"{dataset.name}, {len(dataset.classes)} classes")
         anchors = model.search_anchors.vectors.astype(np.float64)
-        for name, asked, searched in read_outs(queries.astype(np.float64), gallery.astype(np.float64), anchors):
-            found = exhaustive_scores(asked, labels, searched, gallery_labels, "cosine")
+        vectors = queries.vectors.astype(np.float64), gallery.vectors.astype(np.float64)
+        for name, asked, searched in read_outs(*vectors, anchors):
+            found = exhaustive_scores(asked, queries.labels, searched, gallery.labels, "cosine")
             columns.setdefault(name, []).append(" / ".join(f"{100 * figure:.1f}" for figure in found))
     print(f"{date.today()}, kedge {version('kedge')}; mAP / R@1.\n")
     print(f"| read-out of the cosines to the anchors | {' | '.join(names)} |")

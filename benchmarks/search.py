@@ -38,7 +38,8 @@ import numpy as np  # noqa: E402
 from usearch.index import Index  # noqa: E402
 
 import kedge  # noqa: E402
-from kedge.anchors import nearest_anchors, unit_length  # noqa: E402
+from kedge.anchors import nearest_anchors  # noqa: E402
+from kedge.distances import unit_length  # noqa: E402
 
 
 def synthetic(name, queries):

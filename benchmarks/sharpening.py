@@ -37,14 +37,14 @@ def main():
             sys.exit(f"{folder} stores sharpened embeddings: train it with sharpening = 1.0")
         dataset = load_for(model, model.card.trained["data"])
         encoder, anchors = kedge.Encoder(model), model.search_anchors.vectors
-        queries, labels, _ = encode_split(encoder, dataset.test if on_test else dataset.validation)
-        gallery, gallery_labels, _ = encode_split(encoder, dataset.gallery if on_test else dataset.train)
+        queries = encode_split(encoder, dataset.test if on_test else dataset.validation)
+        gallery = encode_split(encoder, dataset.gallery if on_test else dataset.train)
         for name, both in (("both sides", True), ("the query alone", False)):
             cells = []
             for power in POWERS:
-                searched = turned(gallery, anchors, power) if both else gallery
-                asked = turned(queries, anchors, power)
-                found = exhaustive_scores(asked, labels, searched, gallery_labels, "cosine")
+                searched = turned(gallery.vectors, anchors, power) if both else gallery.vectors
+                asked = turned(queries.vectors, anchors, power)
+                found = exhaustive_scores(asked, queries.labels, searched, gallery.labels, "cosine")
                 cells.append(" / ".join(f"{100 * figure:.1f}" for figure in found))
             loss = model.card.trained["loss"]
             print(f"| {loss} | {dataset.name}, {len(dataset.classes)} | {name} | {' | '.join(cells)} |", flush=True)

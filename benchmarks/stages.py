@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import kedge
-from kedge.anchors import unit_length
+from kedge.distances import unit_length
 from kedge.measurement import exhaustive_scores
 from kedge.torch_runtime import restore_network
 

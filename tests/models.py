@@ -13,7 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kedge.anchors import Anchors, unit_length
+from kedge.anchors import Anchors
+from kedge.distances import unit_length
 from kedge.model import Distance, Model, ModelCard, Preprocessing
 
 GRID = 4

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.anchors import Anchors, expand_queries, nearest_anchors, squared_distances, unit_length
+from kedge.anchors import Anchors, expand_queries, nearest_anchors
+from kedge.distances import squared_distances, unit_length
 from kedge.errors import InputError, ModelError
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedge.anchors import squared_distances
 from kedge.bounds import BucketBounds, slack
+from kedge.distances import squared_distances
 from kedge.filing import file_vectors
 from kedge.keys import Queries
 from tests.test_search import KINDS, vectors_of

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from kedge.anchors import unit_length
 from kedge.checksums import FILE, Checksums
+from kedge.distances import unit_length
 from kedge.errors import GalleryError, InputError, WorkError
 from kedge.gallery import Gallery
 from tests.models import make_model

@@ -439,8 +439,9 @@ def test_of_copies_the_gallery_of_the_shots_shows_one(tmp_path, monkeypatch):
     monkeypatch.setattr(cell, "_columns", lambda _m, _d, _q, gallery, prefix: shown.update({prefix: gallery}) or {})
     measure(str(tmp_path / "photos"), str(tmp_path / "model"), {**SETTINGS, "shots": 4})
     drawn = load_dataset(tmp_path / "photos", seed=0, shots=4).train.hashes
-    assert len(shown["shots_"][0]) == len(set(drawn)) < len(shown[""][0])
-    assert {*shown["shots_"][1]} == {0, 1, 2}
+    assert sorted(shown["shots_"].hashes) == sorted(set(drawn))
+    assert len(shown["shots_"]) == len(shown["shots_"].vectors) < len(shown[""])
+    assert {*shown["shots_"].labels} == {0, 1, 2}
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kedge.anchors import unit_length
+from kedge.distances import unit_length
 from kedge.errors import InputError
 from kedge.gallery import Gallery
 from tests.models import make_model

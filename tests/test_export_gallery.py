@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import pytest
 
-from kedge.anchors import unit_length
+from kedge.distances import unit_length
 from kedge.errors import InputError, MissingPartError
 from kedge.gallery import Gallery
 from kedge.search import TwoStageIndex

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kedge.anchors import unit_length
+from kedge.distances import unit_length
 from kedge.errors import WorkError
 from kedge.gallery import Gallery
 from tests.models import make_model
@@ -20,7 +20,7 @@ EACH, ROUNDS, DIM = 40, 6, 16
 
 WRITER = """
 import sys, numpy as np, kedge
-from kedge.anchors import unit_length
+from kedge.distances import unit_length
 folder, number, each, rounds, dim = sys.argv[1], *map(int, sys.argv[2:])
 random = np.random.default_rng(number)
 with kedge.Gallery.open(folder) as gallery:

@@ -22,7 +22,8 @@ from PIL import Image
 
 import kedge
 from kedge import intake
-from kedge.anchors import Anchors, expand_queries, unit_length
+from kedge.anchors import Anchors, expand_queries
+from kedge.distances import unit_length
 from kedge.errors import GalleryError, InputError, ModelError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
 from kedge.gallery import Gallery

@@ -47,7 +47,7 @@ LAYERS = [
         "row_filter",
         "jobs",
     },
-    {"cores", "errors"},
+    {"cores", "distances", "errors"},
 ]
 WITH_TORCH = {
     "demo",

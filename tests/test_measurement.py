@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kedge import measurement
-from kedge.anchors import Anchors, nearest_anchors, unit_length
+from kedge.anchors import Anchors, nearest_anchors
+from kedge.distances import unit_length
 from kedge.errors import InputError
 from kedge.figures import Confusion
 from kedge.measurement import evaluate_vectors, exhaustive_scores

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kedge.anchors import Anchors, unit_length
+from kedge.anchors import Anchors
+from kedge.distances import unit_length
 from kedge.errors import GalleryError, InputError
 from kedge.gallery import Gallery
 from kedge.gallery_folder import MODEL, TABLE, GalleryFolder

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 import kedge
 from kedge.anchors import Anchors
 from kedge.errors import ModelError
-from kedge.export import export_encoder, write_card
-from kedge.model import WEIGHTS, Model, ModelCard, Preprocessing
+from kedge.export import export_encoder
+from kedge.model import ANCHORS, WEIGHTS, Model, ModelCard, Preprocessing
 from kedge.network import Network, StoredEmbedding
 from tests.models import make_model
 
@@ -32,7 +32,8 @@ def model_of(folder, stored, **trained):
         preprocessing=Preprocessing(image_size=SIZE),
         trained={"backbone": "resnet10-half", "dataset": "photos", "train_pictures": 8, **trained},
     )
-    write_card(folder, card, anchors)
+    anchors.save(folder / ANCHORS)
+    card.write(folder)
     return Model.load(folder)
 
 

@@ -18,11 +18,12 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import kedge
-from kedge.anchors import Anchors, unit_length
+from kedge.anchors import Anchors
 from kedge.augmentation import mixed_up
 from kedge.batches import LabelledBatches
 from kedge.config import TrainingConfig
 from kedge.defaults import resolve
+from kedge.distances import unit_length
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, DivergedError, InputError, ModelError, WorkError
 from kedge.losses import LOSSES, ClassAnchorMargin

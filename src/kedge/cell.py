@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kedge.anchors import expand_queries
@@ -23,7 +22,7 @@ from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset, load_dataset
 from kedge.encoder import Encoder
 from kedge.errors import ConfigError, DatasetError, KedgeError
-from kedge.evaluation import encode_split, evaluate_embedded
+from kedge.evaluation import Encoded, encode_split, evaluate_embedded
 from kedge.figures import SearchFigures
 from kedge.losses import loss_recipe
 from kedge.measurement import exhaustive_scores
@@ -32,8 +31,6 @@ from kedge.torch_device import training_device
 from kedge.training import train
 
 __all__ = ["classes_left", "measure", "validate"]
-
-Labelled = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 # The two-stage search that is compared beside the exhaustive one.
 PROBES = (1,)
@@ -92,13 +89,11 @@ def measure(
 
     dataset = load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"), membership=model.splits())
     encoder = Encoder(model)
-    queries, query_labels, _ = encode_split(encoder, dataset.test)
-    gallery, gallery_labels, hashes = encode_split(encoder, dataset.gallery)
+    queries, gallery = encode_split(encoder, dataset.test), encode_split(encoder, dataset.gallery)
     row |= {"classes": len(dataset.classes), "queries": len(queries), "gallery": len(gallery)}
-    unread = len(dataset.test) - len(queries) + len(dataset.gallery) - len(gallery)
-    row |= {"pictures": whole.fingerprint, "left_out": len(dataset.skipped) + unread}
-    asked = queries, query_labels
-    row |= _columns(model, dataset, asked, (gallery, gallery_labels), "")
+    left_out = len(dataset.skipped) + len(queries.failures) + len(gallery.failures)
+    row |= {"pictures": whole.fingerprint, "left_out": left_out}
+    row |= _columns(model, dataset, queries, gallery, "")
     if settings.get("shots"):
         drawn = load_dataset(
             data,
@@ -108,10 +103,9 @@ def measure(
             validation_share=model.card.trained["validation_share"],
         ).train.hashes
         # Of copies one is shown, as one may be drawn.
-        first = np.unique(hashes, return_index=True)[1]
-        shown = np.sort(first[np.isin(np.asarray(hashes)[first], drawn)])
-        few = gallery[shown], gallery_labels[shown]
-        row |= _columns(model, dataset, asked, few, "shots_")
+        hashes, first = np.unique(gallery.hashes, return_index=True)
+        shown = gallery[np.sort(first[np.isin(hashes, drawn)])]
+        row |= _columns(model, dataset, queries, shown, "shots_")
     if unseen_classes:
         row |= _unseen(model, encoder, whole, settings["classes"])
     return row
@@ -156,15 +150,16 @@ def _check_unseen(whole: Dataset, trained: int) -> None:
 
 def _unseen(model: Model, encoder: Encoder, whole: Dataset, trained: int) -> dict[str, float]:
     """Return the figures on the classes from number `trained` on: no picture of theirs was trained on."""
-    queries, query_labels, _ = encode_split(encoder, whole.test[np.flatnonzero(whole.test.labels >= trained)])
-    gallery, gallery_labels, _ = encode_split(encoder, whole.gallery[np.flatnonzero(whole.gallery.labels >= trained)])
-    return _columns(model, whole, (queries, query_labels), (gallery, gallery_labels), "unseen_")
+    queries, gallery = (
+        encode_split(encoder, split[np.flatnonzero(split.labels >= trained)]) for split in (whole.test, whole.gallery)
+    )
+    return _columns(model, whole, queries, gallery, "unseen_")
 
 
-def _columns(model: Model, dataset: Dataset, queries: Labelled, gallery: Labelled, prefix: str) -> dict[str, float]:
+def _columns(model: Model, dataset: Dataset, queries: Encoded, gallery: Encoded, prefix: str) -> dict[str, float]:
     report = evaluate_embedded(model, dataset, queries, gallery, PROBES)
-    vectors, labels = queries
-    found = exhaustive_scores(expand_queries(vectors, model.anchors.vectors), labels, *gallery, "cosine")
+    expanded = expand_queries(queries.vectors, model.anchors.vectors)
+    found = exhaustive_scores(expanded, queries.labels, gallery.vectors, gallery.labels, "cosine")
     columns = {f"{prefix}expanded_{name}": round(share, 5) for name, share in zip(("map", "r1"), found, strict=True)}
     for distance in ("l2", "cosine"):
         columns |= _shares(report.figures("exhaustive", distance), f"{prefix}{distance}")

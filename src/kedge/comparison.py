@@ -26,7 +26,7 @@ from kedge.cell import classes_left
 from kedge.config import READ_OUT
 from kedge.csv_table import Row, put_row, read_header, read_rows, write_whole
 from kedge.datasets import PUBLISHED, load_dataset
-from kedge.errors import ConfigError, DatasetError, InputError, KedgeError
+from kedge.errors import ConfigError, DatasetError, InputError, KedgeError, first_line
 from kedge.grid import Cell, Grid, Shots, name_of
 from kedge.jobs import Job, OnRow, Runner
 from kedge.losses import loss_recipe
@@ -151,7 +151,7 @@ def _begun(out: Path) -> Grid | None:
     try:
         begun = Grid.model_validate_json(path.read_bytes())
     except ValueError as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another --out") from error
+        raise InputError(f"{path} cannot be read ({first_line(error)}): choose another --out") from error
     for table, key in ((RESULTS, KEY), (TRIES, TRIED)):
         for row in read_rows(out / table):
             _check_row(out / table, key, row, unseen=begun.unseen_classes > 0)

@@ -59,7 +59,7 @@ def resolve(
         open_settings |= {"brightness": USUAL_BRIGHTNESS, **recipe.few_picture_settings}
     if not from_scratch:
         open_settings["brightness"] = USUAL_BRIGHTNESS
-    by_recipe = not (config.pretrained or config.freeze_backbone) and accepts_any_size(backbone)
+    by_recipe = from_scratch and accepts_any_size(backbone)
     if not by_recipe:
         # Weight decay of 0.5 and a rate of 4e-3 are for small convolutional networks from scratch.
         open_settings |= {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}

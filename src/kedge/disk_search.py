@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from kedge.anchors import Anchors, squared_distances
+from kedge.anchors import Anchors
+from kedge.distances import squared_distances
 from kedge.hits import Found
-from kedge.pictures_table import PicturesTable
-from kedge.queries import Order, Probes
+from kedge.pictures_table import PicturesTable, matrix
+from kedge.search import Order, Probes
 
 __all__ = ["DiskIndex"]
 
@@ -87,10 +88,7 @@ class DiskIndex:
             where=where,
             probes=min(len(anchors) + _SPARE_PROBES, len(self._anchors)) if self._by_nearest and not every else None,
         )
-        vectors = (
-            rows["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, self._anchors.dim).astype(np.float64)
-        )
-        apart = vectors - query
+        apart = matrix(rows["embedding"]).astype(np.float64) - query
         squared = np.vecdot(apart, apart).astype(np.float32)
         best = np.lexsort((rows["_rowid"].to_numpy(), squared))[:k]
         return rows.select(["id", "path", "label", "anchor"]).take(best), np.sqrt(squared[best])

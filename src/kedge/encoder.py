@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kedge.anchors import unit_length
+from kedge.distances import unit_length
 from kedge.errors import InputError, MissingPartError, ModelError
 from kedge.model import Model
 from kedge.picture import square

@@ -29,6 +29,7 @@ __all__ = [
     "ModelError",
     "PictureError",
     "WorkError",
+    "first_line",
     "nearest_name",
     "reason_of",
 ]
@@ -90,6 +91,11 @@ class MissingPartError(KedgeError):
     """An optional part is not installed."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or what it is called if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def reason_of(error: OSError) -> str:

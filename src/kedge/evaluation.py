@@ -1,7 +1,7 @@
 """Evaluation: how well a model retrieves the pictures of a data set; `measurement` says it of their vectors."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,10 @@ from kedge.errors import DatasetError, PictureError
 from kedge.figures import Probes, Report
 from kedge.measurement import DEFAULT_PROBES, check_probes, evaluate_vectors
 from kedge.model import Model
-from kedge.picture import read_picture
 from kedge.runtime import Runtime
 
 __all__ = [
+    "Encoded",
     "encode_split",
     "evaluate",
     "evaluate_dataset",
@@ -28,6 +28,22 @@ Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 PICTURES_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Raw vectors (n, d), labels (n,) and content hashes of a split's readable pictures, and why others are not."""
+
+    vectors: Vectors
+    labels: Labels
+    hashes: tuple[str, ...]
+    failures: tuple[PictureError, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> "Encoded":
+        return Encoded(self.vectors[rows], self.labels[rows], tuple(self.hashes[row] for row in rows))
 
 
 def evaluate(
@@ -78,46 +94,32 @@ def evaluate_dataset(
             f"{dataset.name} has no picture that {model.folder} was not trained on: nothing to test with"
         )
     encoder = Encoder(model, runtime=runtime)
-    queries, query_labels, asked = encode_split(encoder, dataset.test)
+    queries = encode_split(encoder, dataset.test)
     if not len(queries):
         first = dataset.test.paths[0]
         raise DatasetError(
             f"none of the {len(dataset.test)} test pictures of {dataset.name} can be read, such as {first}"
         )
     if expand:
-        queries = model.expand(queries)
-    gallery, gallery_labels, stored = encode_split(encoder, dataset.gallery)
-    report = evaluate_embedded(model, dataset, (queries, query_labels), (gallery, gallery_labels), probes)
-    read = {*asked, *stored}
-    unread = [
-        _why(path)
-        for split in (dataset.test, dataset.gallery)
-        for path, content in zip(split.paths, split.hashes, strict=True)
-        if content not in read
-    ]
-    return replace(report, expanded=expand, left_out=(*dataset.skipped, *unread))
-
-
-def _why(path: str) -> PictureError:
-    """Return why a picture that was left out cannot be read."""
-    try:
-        read_picture(path)
-    except PictureError as error:
-        return error
-    return PictureError(path, "could not be read")
+        queries = replace(queries, vectors=model.expand(queries.vectors))
+    gallery = encode_split(encoder, dataset.gallery)
+    report = evaluate_embedded(model, dataset, queries, gallery, probes)
+    return replace(report, expanded=expand, left_out=(*dataset.skipped, *queries.failures, *gallery.failures))
 
 
 def evaluate_embedded(
     model: Model,
     dataset: Dataset,
-    queries: tuple[Vectors, Labels],
-    gallery: tuple[Vectors, Labels],
+    queries: Encoded,
+    gallery: Encoded,
     probes: Sequence[Probes] = DEFAULT_PROBES,
 ) -> Report:
-    """Measure a model on raw vectors that it gave pictures of a data set, with their labels: (n, d) and (n,)."""
+    """Measure a model on pictures of a data set that it has encoded."""
     return evaluate_vectors(
-        *queries,
-        *gallery,
+        queries.vectors,
+        queries.labels,
+        gallery.vectors,
+        gallery.labels,
         model.anchors,
         classes=dataset.classes,
         distance=model.card.distance,
@@ -126,13 +128,15 @@ def evaluate_embedded(
     )
 
 
-def encode_split(encoder: Encoder, split: Split) -> tuple[Vectors, Labels, tuple[str, ...]]:
-    """Return raw vectors, labels and content hashes of a split's readable pictures, held a block at a time."""
+def encode_split(encoder: Encoder, split: Split) -> Encoded:
+    """Encode a split's readable pictures, decoded a block at a time."""
     vectors, labels = [np.zeros((0, encoder.dim), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
     hashes: list[str] = []
+    failures: list[PictureError] = []
     for start in range(0, len(split), PICTURES_AT_ONCE):
         decoded = split[start : start + PICTURES_AT_ONCE].decode(encoder.image_size)
         vectors.append(encoder.encode(decoded.pixels, raw=True))
         labels.append(decoded.labels)
         hashes += decoded.hashes
-    return np.concatenate(vectors), np.concatenate(labels), tuple(hashes)
+        failures += decoded.failures
+    return Encoded(np.concatenate(vectors), np.concatenate(labels), tuple(hashes), tuple(failures))

@@ -1,6 +1,6 @@
 """Figures: what an evaluation measured, by every way to search."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from kedge.errors import InputError, PictureError
@@ -79,18 +79,4 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `kedge evaluate --json` prints."""
-        return {
-            "dataset": self.dataset,
-            "queries": self.queries,
-            "gallery": self.gallery,
-            "left_out": len(self.left_out),
-            "classes": self.classes,
-            "dim": self.dim,
-            "distance": self.distance,
-            "expanded": self.expanded,
-            "queries_without_relevant": self.queries_without_relevant,
-            "search": [vars(row) for row in self.search],
-            "per_class": self.per_class,
-            "confusions": {name: vars(confusion) for name, confusion in self.confusions.items()},
-            "precision_recall": list(self.precision_recall),
-        }
+        return {**asdict(replace(self, left_out=())), "left_out": len(self.left_out)}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kedge.anchors import Anchors, nearest_anchors, squared_distances
+from kedge.anchors import Anchors, nearest_anchors
+from kedge.distances import squared_distances
 from kedge.errors import InputError
 
 __all__ = ["LEAST_DIVIDED", "Filing", "dividing_planes", "file_vectors", "labelled_buckets"]

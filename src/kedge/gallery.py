@@ -28,9 +28,10 @@ from kedge.memory_search import MemoryIndex
 from kedge.model import Model
 from kedge.picture import square
 from kedge.pictures_table import Version, is_lost
-from kedge.queries import Order, Probes, Query, check_search, read_query
+from kedge.queries import Query, read_query
 from kedge.reindexing import reindex
 from kedge.runtime import Precision, Runtime, describe_runtime
+from kedge.search import Order, Probes, check_search
 from kedge.sources import Labels, list_sources
 from kedge.vectors import check_apart, check_vectors, holds_vectors, read_vectors, ready_made
 
@@ -348,7 +349,7 @@ class Gallery:
         max_distance: float | None = None,
     ) -> list[SearchResult]:
         """Search with each of several pictures, which is faster than one by one."""
-        check_search(k, probes, order, max_distance)
+        _check(k, probes, order, max_distance)
         if isinstance(pictures, str | bytes):
             raise InputError(f"several pictures are searched with in a list, not '{pictures!s}': `search` takes one")
         side = self.encoder.image_size
@@ -386,7 +387,7 @@ class Gallery:
         names: Sequence[str] | None = None,
     ) -> list[SearchResult]:
         """Search with ready-made embeddings, shape (queries, dim), as the gallery's model makes them."""
-        check_search(k, probes, order, max_distance)
+        _check(k, probes, order, max_distance)
         vectors = check_vectors(queries, self.model)
         names = names or [f"vector {row + 1}" for row in range(len(vectors))]
         doubts = self._doubts(vectors)
@@ -507,3 +508,9 @@ class Gallery:
             "columns": list(self._table.metadata_columns),
             "version": self._table.version,
         }
+
+
+def _check(k: int, probes: Probes, order: Order, max_distance: float | None) -> None:
+    check_search(k, probes, order)
+    if max_distance is not None and not max_distance >= 0:
+        raise InputError(f"the largest distance is a number from 0, not {max_distance!r}")

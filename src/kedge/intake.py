@@ -23,7 +23,7 @@ from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.filing import file_vectors, labelled_buckets
 from kedge.picture import is_text, perceptual_hash, read_for_encoder, square, thumbnail
-from kedge.pictures_table import PicturesTable
+from kedge.pictures_table import PicturesTable, matrix
 from kedge.sources import Sources, Stamp
 from kedge.vectors import ReadyMade
 
@@ -333,8 +333,7 @@ class Intake:
 
     def _stored(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         stored = self._table.find("id", ids, ("id", "embedding"))
-        vectors = np.asarray(stored["embedding"].combine_chunks().flatten()).reshape(-1, self._anchors.dim)
-        return dict(zip(stored["id"].to_pylist(), vectors, strict=True))
+        return dict(zip(stored["id"].to_pylist(), matrix(stored["embedding"]), strict=True))
 
     def _vectors(self, chunk: _Chunk, rows: Sequence[tuple[int, str]]) -> dict[int, npt.NDArray[np.float32]]:
         """The embeddings of known pictures by row, from the table unless they were given anew."""

@@ -13,14 +13,15 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from kedge.anchors import Anchors, nearest_anchors, squared_distances, unit_length
+from kedge.anchors import Anchors, nearest_anchors
 from kedge.cores import own_cores
+from kedge.distances import squared_distances, unit_length
 from kedge.errors import InputError
-from kedge.figures import Confusion, FiledBy, Probes, Report, SearchFigures
+from kedge.figures import Confusion, FiledBy, Report, SearchFigures
 from kedge.metrics import average_precision, hit_at, interpolated_precision, precision_at
 from kedge.model import Distance
 from kedge.ranking import rank
-from kedge.search import TwoStageIndex
+from kedge.search import Probes, TwoStageIndex, check_search
 
 __all__ = ["DEFAULT_PROBES", "check_probes", "evaluate_vectors", "exhaustive_scores"]
 
@@ -315,8 +316,7 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 def check_probes(probes: Sequence[Probes]) -> None:
     """Raise InputError for a number of probes that no search takes."""
     for count in probes:
-        if count != "exact" and (not isinstance(count, int) or count < 1):
-            raise InputError(f"probes must be numbers from 1, or 'exact', not {count!r}")
+        check_search(1, count)
 
 
 def _check_vectors(queries: Vectors, gallery: Vectors, anchors: Anchors, leave_one_out: bool) -> None:

@@ -8,8 +8,7 @@ import numpy.typing as npt
 from kedge.anchors import Anchors
 from kedge.hits import Found
 from kedge.pictures_table import PicturesTable
-from kedge.queries import Order, Probes
-from kedge.search import TwoStageIndex
+from kedge.search import Order, Probes, TwoStageIndex
 
 __all__ = ["MemoryIndex"]
 

@@ -7,7 +7,7 @@ pictures the gallery holds. A search that returned less than others has False fr
 import numpy as np
 import numpy.typing as npt
 
-from kedge.anchors import squared_distances
+from kedge.distances import squared_distances
 
 __all__ = ["average_precision", "hit_at", "interpolated_precision", "leave_one_out_map", "precision_at"]
 

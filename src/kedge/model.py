@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kedge.anchors import Anchors, expand_queries
 from kedge.calibration import Calibration
-from kedge.errors import InputError, ModelError
+from kedge.errors import InputError, ModelError, first_line
 from kedge.runtime import Precision, describe_runtime
 
 __all__ = ["FORMAT_VERSION", "Distance", "Model", "ModelCard", "Preprocessing"]
@@ -74,6 +74,12 @@ class ModelCard(_Closed):
     """Of the graph's arithmetic; int8 stands in the graph itself."""
     anchor_distances: tuple[float, ...] | None = Field(None, min_length=1, max_length=101)
     """Quantiles of the distance from a held-out picture to its nearest anchor: see `Calibration`."""
+
+    def write(self, folder: Path) -> None:
+        """Put the card into a model folder, in one step."""
+        partial = folder / f".{CARD}.{uuid4().hex[:8]}"
+        partial.write_text(json.dumps(self.model_dump(), indent=2) + "\n", "utf-8")
+        partial.replace(folder / CARD)
 
 
 @dataclass(frozen=True)
@@ -198,9 +204,7 @@ class Model:
 
     def write_card(self, card: ModelCard) -> None:
         """Put another card into the folder, in one step."""
-        partial = self.folder / f".{CARD}.{uuid4().hex[:8]}"
-        partial.write_text(json.dumps(card.model_dump(), indent=2) + "\n", "utf-8")
-        partial.replace(self.folder / CARD)
+        card.write(self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return what was logged, one entry an epoch; empty for a model that was not trained."""
@@ -225,8 +229,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(f"{path} cannot be read ({first}): train the model again") from error
+        raise ModelError(f"{path} cannot be read ({first_line(error)}): train the model again") from error
 
 
 def _read_card(path: Path) -> ModelCard:

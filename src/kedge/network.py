@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from kedge.config import Features
-from kedge.errors import ConfigError, nearest_name
+from kedge.errors import ConfigError, first_line, nearest_name
 
 __all__ = [
     "SMALL_BACKBONE",
@@ -233,9 +233,8 @@ def build_backbone(name: str, *, image_size: int, pretrained: bool) -> nn.Module
     except (OSError, *MISFITS) as error:
         if not pretrained:
             raise _misfit(name, image_size, error) from error
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"the pretrained weights of {name} could not be had ({reason}): leave --pretrained out"
+            f"the pretrained weights of {name} could not be had ({first_line(error)}): leave --pretrained out"
         ) from error
     _keep_small_pictures_large(backbone, image_size)
     return backbone

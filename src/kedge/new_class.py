@@ -9,7 +9,8 @@ from uuid import uuid4
 import numpy as np
 from filelock import FileLock
 
-from kedge.anchors import Anchors, squared_distances, unit_length
+from kedge.anchors import Anchors
+from kedge.distances import squared_distances, unit_length
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
 from kedge.model import ANCHORS, SPLITS, Model, SplitName

@@ -210,7 +210,7 @@ class PicturesTable:
         """Yield the embeddings of all rows in the table's order, in parts of shape (n, d)."""
         with self._filtering(None):
             for batch in self._dataset.scanner(columns=["embedding"], scan_in_order=True).to_batches():
-                yield matrix(batch.column(0))
+                yield matrix(pa.chunked_array([batch.column(0)]))
 
     def parts(self, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
         """Yield columns of all rows in the table's order, at least so many rows at a time but for the last."""
@@ -454,9 +454,9 @@ class PicturesTable:
             raise filter_error(where, _reason(error), self._dataset.schema.names) from error
 
 
-def matrix(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
+def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """Return a column of embeddings as an array of shape (n, d)."""
-    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def is_lost(error: BaseException) -> bool:

@@ -13,9 +13,9 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from kedge.anchors import unit_length
 from kedge.calibration import Calibration
 from kedge.datasets import Split
+from kedge.distances import unit_length
 from kedge.encoder import Encoder
 from kedge.errors import DatasetError, MissingPartError, ModelError
 from kedge.evaluation import encode_split, load_for
@@ -144,13 +144,14 @@ def _shown(split: Split, size: int) -> Iterator[npt.NDArray[np.uint8]]:
 
 def _map(model: Model, searched: Split, queries: Split) -> float:
     encoder = Encoder(model)
-    asked, labels, _ = encode_split(encoder, _spread(queries, MOST_QUERIES))
-    gallery, gallery_labels, _ = encode_split(encoder, _spread(searched, MOST_SEARCHED))
-    return round(exhaustive_scores(asked, labels, gallery, gallery_labels, model.card.distance)[0], 4)
+    asked = encode_split(encoder, _spread(queries, MOST_QUERIES))
+    gallery = encode_split(encoder, _spread(searched, MOST_SEARCHED))
+    found = exhaustive_scores(asked.vectors, asked.labels, gallery.vectors, gallery.labels, model.card.distance)
+    return round(found[0], 4)
 
 
 def _calibrated(model: Model, held_out: Split) -> Calibration | None:
-    vectors, _, _ = encode_split(Encoder(model), _spread(held_out, MOST_QUERIES))
+    vectors = encode_split(Encoder(model), _spread(held_out, MOST_QUERIES)).vectors
     return Calibration.fit(
         unit_length(vectors) if model.card.distance == "cosine" else vectors, model.search_anchors.vectors
     )

@@ -10,7 +10,6 @@ until the new ones take over in one step. A run that was killed is gone on with:
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -85,7 +84,7 @@ def _refile(old: PicturesTable, new: PicturesTable, model: Model, progress: Prog
             own = rows.filter(pc.equal(rows["filed_by"], file_by))
             if not len(own):
                 continue
-            vectors = np.concatenate([matrix(column) for column in own["embedding"].chunks])
+            vectors = matrix(own["embedding"])
             filing = filing_columns(vectors, own["label"].to_pylist(), model.search_anchors, file_by)
             kept = {name: own[name] for name in columns}
             report += AddReport(added=new.insert({**kept, **filing}))

@@ -23,6 +23,8 @@ __all__ = ["Graph", "Precision", "Runtime", "best_runtime", "describe_runtime", 
 Runtime = Literal["auto", "onnxruntime", "openvino", "torch"]
 Precision = Literal["float32", "bfloat16", "int8"]
 Graph = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+# As far as a graph may be from its network, by `relative_error`: float32 sums in another order differ by less.
+TOLERANCE = 1e-4
 _ONE_CORE = Lock()
 
 
@@ -50,6 +52,11 @@ def load_graph(path: Path, *, runtime: Runtime, precision: Precision, threads: i
         # OpenVINO begins with places in its sources.
         reason = next(filter(None, reversed(str(error).splitlines())), type(error).__name__)
         raise ModelError(f"{path} cannot be run ({reason}): train or export the model again") from error
+
+
+def relative_error(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Return the norm of the difference of two arrays of one shape, relative to that of the second."""
+    return float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-12)
 
 
 def best_runtime(precision: Precision, *, has_weights: bool) -> Runtime:

@@ -16,8 +16,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from kedge.anchors import nearest_anchors, squared_distances
+from kedge.anchors import nearest_anchors
 from kedge.bounds import BucketBounds, Sketch, slack
+from kedge.distances import squared_distances
 from kedge.errors import InputError
 from kedge.filing import file_vectors
 from kedge.keys import (
@@ -33,13 +34,14 @@ from kedge.keys import (
     squares_of,
 )
 
-__all__ = ["Neighbours", "TwoStageIndex"]
+__all__ = ["Neighbours", "Order", "Probes", "TwoStageIndex", "check_search"]
 
 Floats = npt.NDArray[np.floating]
 Vectors = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Probes = int | Literal["exact"]
 Order = Literal["distance", "bucket"]
 
 # Numbers in a block of distances, and in the candidates of a block of queries.
@@ -178,7 +180,7 @@ class TwoStageIndex:
         self,
         queries: npt.ArrayLike,
         k: int,
-        probes: int | Literal["exact"] = 1,
+        probes: Probes = 1,
         *,
         allowed: Mask | None = None,
         fill: bool = False,
@@ -189,20 +191,16 @@ class TwoStageIndex:
         "exact" returns the k nearest of all. allowed (n,) restricts the vectors. fill goes on to the next anchors until
         k are found or none are left. order="bucket" ranks the nearest anchor's vectors before those of the next.
         """
-        near, usable = self._checked(queries, k, allowed)
-        if order not in ("distance", "bucket"):
-            raise InputError(f"order is 'distance' or 'bucket', not {order!r}")
+        check_search(k, probes, order)
+        near, usable = self._checked(queries, allowed)
         if probes == "exact":
-            if order == "bucket":
-                raise InputError("exact search ranks by distance: take order 'distance', or a number of probes")
             return self._search_exact(near, k, usable)
-        if not isinstance(probes, int | np.integer) or isinstance(probes, bool) or probes < 1:
-            raise InputError(f"probes is a number of anchors, 1 or more, or 'exact', not {probes!r}")
         return self._search_probed(near, k, min(int(probes), len(self._anchors)), usable, fill, order)
 
     def search_exhaustive(self, queries: npt.ArrayLike, k: int, *, allowed: Mask | None = None) -> Neighbours:
         """Return the k nearest vectors of each query, shape (queries, d), by looking at all."""
-        near, usable = self._checked(queries, k, allowed)
+        check_search(k)
+        near, usable = self._checked(queries, allowed)
         places = slice(0, len(self)) if usable.places is None else usable.places
         keys = self._nearest_among(near, places, k)
         scanned = np.full(len(near), usable.starts[-1], dtype=np.int64)
@@ -456,15 +454,13 @@ class TwoStageIndex:
 
     # What is given
 
-    def _checked(self, queries: npt.ArrayLike, k: int, allowed: Mask | None) -> tuple[Queries, _Usable]:
+    def _checked(self, queries: npt.ArrayLike, allowed: Mask | None) -> tuple[Queries, _Usable]:
         given = _matrix(queries, "queries", np.float32)
         if given.shape[1] != self.dim:
             raise InputError(f"queries have {given.shape[1]} dimensions, the index {self.dim}")
         near = Queries.of(given, self._largest)
         if not np.isfinite(near.squares).all():
             _check_finite(given, "queries")
-        if not isinstance(k, int | np.integer) or k < 1:
-            raise InputError(f"k is the number of neighbours wanted, 1 or more, not {k!r}")
         if allowed is None:
             return near, self._all
         if allowed.shape != (len(self),) or allowed.dtype != np.bool_:
@@ -472,6 +468,18 @@ class TwoStageIndex:
         places = np.flatnonzero(allowed[self._rows])
         starts = np.searchsorted(places, self._starts).astype(np.int64)
         return near, _Usable(places, starts, np.diff(starts))
+
+
+def check_search(k: int, probes: Probes = "exact", order: Order = "distance") -> None:
+    """Raise InputError for a search that cannot be done."""
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise InputError(f"k is the number of neighbours wanted, 1 or more, not {k!r}")
+    if probes != "exact" and (not isinstance(probes, int | np.integer) or isinstance(probes, bool) or probes < 1):
+        raise InputError(f"probes is a number of anchors, 1 or more, or 'exact', not {probes!r}")
+    if order not in ("distance", "bucket"):
+        raise InputError(f"order is 'distance' or 'bucket', not {order!r}")
+    if order == "bucket" and probes == "exact":
+        raise InputError("exact search ranks by distance: take order 'distance', or a number of probes")
 
 
 def _limit(worst: Keys, slack: float | Doubles) -> Doubles:

@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from kedge.archives import is_archive, open_archive
-from kedge.errors import InputError, nearest_name
+from kedge.errors import InputError, first_line, nearest_name
 from kedge.picture import SUFFIXES, find_pictures
 from kedge.stores import is_url, list_store
 
@@ -130,9 +130,8 @@ def read_list(path: Path) -> list[dict[str, Any]]:
             options = pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
             table = pa.csv.read_csv(path, convert_options=options)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path} cannot be read as {kind} ({reason}): give a list with the columns path,label"
+            f"{path} cannot be read as {kind} ({first_line(error)}): give a list with the columns path,label"
         ) from error
     if "path" not in table.column_names:
         raise InputError(f"{path} has no column 'path', only {', '.join(table.column_names)}: name it so")

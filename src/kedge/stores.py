@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from kedge.errors import InputError, MissingPartError
+from kedge.errors import InputError, MissingPartError, first_line
 
 __all__ = ["Stored", "is_url", "list_store", "read_store", "stored_there"]
 
@@ -38,7 +38,7 @@ def list_store(url: str) -> list[Stored]:
     except FileNotFoundError as error:
         raise InputError(f"nothing is found at {url}: check the address, and that it can be reached") from error
     except Exception as error:  # each kind of store has errors of its own
-        raise InputError(f"{url} cannot be listed ({_reason(error)}): check the address and your access") from error
+        raise InputError(f"{url} cannot be listed ({first_line(error)}): check the address and your access") from error
     return [
         Stored(system.unstrip_protocol(name), entry.get("size"), _written(entry))
         for name, entry in sorted(found.items())
@@ -56,7 +56,7 @@ def read_store(url: str, most: int) -> bytes:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(_reason(error)) from error
+        raise OSError(first_line(error)) from error
     return content
 
 
@@ -93,7 +93,3 @@ def _written(entry: Mapping[str, Any]) -> datetime | None:
     if not isinstance(value, datetime):
         return None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,17 +7,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from kedge.config import TrainingConfig
-from kedge.errors import KedgeError, ModelError
+from kedge.errors import KedgeError, ModelError, first_line
 from kedge.losses import loss_recipe
 from kedge.model import WEIGHTS, Model
 from kedge.network import Network, StoredEmbedding
-from kedge.runtime import Graph, load_graph
+from kedge.runtime import TOLERANCE, Graph, load_graph, relative_error
 from kedge.torch_device import whole_float32
 
 __all__ = ["load_network", "restore_network"]
-
-# As far as a graph may be from the network that it was exported from.
-TOLERANCE = 1e-4
 
 
 def load_network(model: Model) -> Graph:
@@ -32,8 +29,9 @@ def load_network(model: Model) -> Graph:
         encode = _encoding(network, device, torch.float32)
         _check(model, encode)
     except RuntimeError as error:  # a GPU that others have filled, above all
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{model.folder} cannot be run on {device} ({reason}): leave --runtime torch out") from error
+        raise ModelError(
+            f"{model.folder} cannot be run on {device} ({first_line(error)}): leave --runtime torch out"
+        ) from error
     return encode if model.card.precision == "float32" else _encoding(network, device, torch.bfloat16)
 
 
@@ -68,8 +66,9 @@ def restore_network(model: Model) -> StoredEmbedding:
             raise ModelError(f"its weights lack {', '.join(lacking[:3])}, as those of an older Kedge may")
         stored.load_state_dict(weights)
     except (KedgeError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{model.folder} cannot be built anew ({reason}): leave --runtime torch out") from error
+        raise ModelError(
+            f"{model.folder} cannot be built anew ({first_line(error)}): leave --runtime torch out"
+        ) from error
     return stored
 
 
@@ -89,7 +88,7 @@ def _check(model: Model, encode: Graph) -> None:
     squares = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     expected = load_graph(model.encoder_path, runtime="onnxruntime", precision="float32", threads=1)(squares)
     found = encode(squares)
-    error = float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-12)
+    error = relative_error(found, expected)
     if not error <= TOLERANCE:
         raise ModelError(
             f"the network built from {model.folder / WEIGHTS} differs from the model's graph by {error:.1e} "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedge.anchors import Anchors, all_the_same, unit_length
+from kedge.anchors import Anchors
 from kedge.augmentation import Augmentation
 from kedge.batches import LabelledBatches, PicturesOnDisk
 from kedge.calibration import Calibration
@@ -24,12 +24,13 @@ from kedge.config import TrainingConfig
 from kedge.cores import own_cores
 from kedge.datasets import Dataset, Split, load_dataset, place_of
 from kedge.defaults import resolve
+from kedge.distances import all_the_same, unit_length
 from kedge.errors import ConfigError, DatasetError, DivergedError, ModelError, PictureError
 from kedge.evaluation import evaluate_dataset
-from kedge.export import export_encoder, write_card
+from kedge.export import export_encoder
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.measurement import exhaustive_scores
-from kedge.model import METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
+from kedge.model import ANCHORS, METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, earlier_dim, sharpened
 from kedge.page import gather_material, report_page
 from kedge.torch_device import training_device, training_precision, whole_float32
@@ -167,7 +168,8 @@ def train(
             scores=scores,
             anchor_distances=calibration.quantiles if calibration else None,
         )
-        write_card(stage, card, anchors)
+        anchors.save(stage / ANCHORS)
+        card.write(stage)
         _say("evaluating on the test pictures", quiet or not evaluate or not len(dataset.test))
         _report(stage, dataset, evaluate, quiet)
         _put(stage, out)
@@ -189,7 +191,7 @@ def _report(folder: Path, dataset: Dataset, evaluate: bool, quiet: bool) -> None
         tested = {*dataset.test.paths}
         _say_left_out([failure for failure in report.left_out if failure.path in tested], quiet)
         scores = {**model.card.scores, "test": report.headline()}
-        write_card(folder, model.card.model_copy(update={"scores": scores}), model.anchors)
+        model.write_card(model.card.model_copy(update={"scores": scores}))
         model, material = Model.load(folder), gather_material(model, dataset)
     (folder / REPORT).write_text(report_page(model, report, material), "utf-8")
 

@@ -34,6 +34,7 @@ from kedge.config import TrainingConfig
 from kedge.errors import DivergedError, InputError, WorkError
 from kedge.losses import ClassAnchorMargin
 from kedge.metrics import leave_one_out_map
+from kedge.model import METRICS
 from kedge.network import Network
 from kedge.torch_device import peak_memory, training_device, training_precision
 from kedge.unfinished_run import RESUME_FILE
@@ -43,7 +44,6 @@ __all__ = ["EmbeddingTraining", "fit"]
 NEAR_ANCHORS = "near_anchors"
 # Lightning's names of what networks are trained in; the weights stay float32.
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-METRICS_FILE = "metrics.jsonl"
 # Logged, and not worth a reader's while on the screen.
 UNSAID = ("epoch", "seconds", "memory_mb")
 # Validation by epoch compares validation pictures among themselves; more of them say nothing new.
@@ -169,7 +169,7 @@ class EmbeddingTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-@dataclass
+@dataclass(eq=False)
 class _EpochLog(Callback):
     """Shows a bar, and after each epoch writes the loss's terms and the validation mAP to `metrics.jsonl`."""
 
@@ -178,7 +178,7 @@ class _EpochLog(Callback):
     quiet: bool
 
     def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        path = self.folder / METRICS_FILE
+        path = self.folder / METRICS
         # A run killed between log and checkpoint repeats that epoch: its line must not stand twice.
         kept = path.read_text("utf-8").splitlines(keepends=True)[: trainer.current_epoch] if path.is_file() else []
         path.write_text("".join(kept), "utf-8")
@@ -205,7 +205,7 @@ class _EpochLog(Callback):
             found = _validation_map(module, self.validation)
             if math.isfinite(found):  # with one picture a class there is none
                 line["validation_map"] = found
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if not self.quiet:
             said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in UNSAID)
@@ -227,9 +227,6 @@ class _EpochLog(Callback):
     @property
     def state_key(self) -> str:
         return "epoch-log"
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 class _CheckpointIO(TorchCheckpointIO):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from kedge.export_gallery import ExportFormat
     from kedge.hits import SearchResult
     from kedge.intake import FileBy
-    from kedge.queries import Order
     from kedge.runtime import Precision
     from kedge.runtime import Runtime as RuntimeName
+    from kedge.search import Order
 
 __all__ = ["commands"]
 

@@ -68,31 +68,11 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train an embedding on labelled pictures and write a model folder with its report."""
-    flags: dict[str, Any] = {
-        "loss": loss,
-        "backbone": backbone,
-        "pretrained": pretrained,
-        "image_size": image_size,
-        "dim": dim,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "shots": shots,
-        "classes": classes,
-        "seed": seed,
-        "distance": distance,
-        "features": features,
-        "mirrored": mirrored,
-        "sharpening": sharpening,
-        "freeze_backbone": freeze_backbone,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "optimizer": optimizer,
-        "gradient_clip": gradient_clip,
-        "preset": preset,
-    }
+    given = locals()
     from kedge.config import TrainingConfig
 
     settings = TrainingConfig.read(config) if config else {}
+    flags = {name: given[name] for name in ("preset", *TrainingConfig.model_fields) if name in given}
     settings |= {name: value for name, value in flags.items() if value is not None}
     TrainingConfig.of(settings)  # A file may hold anything: what is no setting would reach other parameters.
     model = kedge.train(data, out, resume=resume, **settings)

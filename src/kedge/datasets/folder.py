@@ -24,7 +24,7 @@ def list_folder(root: Path) -> Listing:
     if (root / TINY_IMAGENET_LABELS).is_file():
         return list_tiny_imagenet(root)
     name = root.resolve().name
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    folders = _class_folders(root)
     # Whatever its spelling: Train/ beside Test/ would be two classes.
     divided = [(entry, SPLIT_FOLDERS[entry.name.lower()]) for entry in folders if entry.name.lower() in SPLIT_FOLDERS]
     if "train" in (split for _, split in divided):

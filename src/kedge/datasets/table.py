@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kedge.datasets.dataset import Listed, Listing, SplitName
-from kedge.errors import DatasetError
+from kedge.errors import DatasetError, first_line
 
 __all__ = ["list_table", "read_columns"]
 
@@ -42,9 +42,8 @@ def read_columns(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ..
         wanted = (*needed, *optional)
         columns = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path, wanted)
     except (OSError, csv.Error, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise DatasetError(
-            f"{path} cannot be read as a table ({reason}): give a CSV in UTF-8 or a Parquet file"
+            f"{path} cannot be read as a table ({first_line(error)}): give a CSV in UTF-8 or a Parquet file"
         ) from error
     missing = [name for name in needed if name not in columns]
     if missing:

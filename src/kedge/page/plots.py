@@ -16,7 +16,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kedge.anchors import Anchors, all_the_same, squared_distances
+from kedge.anchors import Anchors
+from kedge.distances import all_the_same, squared_distances
 
 __all__ = [
     "anchor_distances",
