@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kedge.bounds import BucketBounds, slack
 from kedge.distances import squared_distances
 from kedge.filing import file_vectors
-from kedge.keys import Queries
+from kedge.keys import Points
 from tests.test_search import KINDS, vectors_of
 
 
@@ -26,7 +26,7 @@ def test_no_bound_is_above_the_distance_that_it_bounds(kind, seed, by_label, nea
     squared = squared_distances(queries, points)
     least = bounds.least_distances(squared, squared.argmin(axis=1))
     largest = max(np.linalg.norm(each.astype(np.float64), axis=1).max() for each in (vectors, points))
-    room = slack(Queries.of(queries).squares, Queries.of(points), float(largest))
+    room = slack(Points.of(queries).squared_norms, Points.of(points), float(largest))
     apart = np.sqrt(((queries[:, None].astype(np.float64) - vectors.astype(np.float64)) ** 2).sum(axis=2))
     for bucket in np.unique(filing.anchors):
         assert (least[:, bucket] <= apart[:, filing.anchors == bucket].min(axis=1) + room).all()

@@ -194,7 +194,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     given = {"datasets": [str(photos)], "losses": ["cam-sphere", "none"], "tries": {}, "unseen_classes": 2}
     grid = Grid.of(given).after(None)
     told, out = [], tmp_path
-    runner = jobs.Runner(1, 0, lambda _name, _row, done, total: told.append((done, total)))
+    runner = jobs.Runner("kedge.cell", 1, 0, lambda _name, _row, done, total: told.append((done, total)))
     chosen = comparison._choose_settings(grid, out, runner)
     assert told == [(done, 12) for done in range(1, 13)]
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
@@ -570,7 +570,7 @@ def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
     monkeypatch.setattr(jobs, "_answer", lambda *_: [])
     started = []
     monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, env, **__: started.append(env) or len(started))
-    runner = jobs.Runner(3, 2, lambda *_: None)
+    runner = jobs.Runner("kedge.cell", 3, 2, lambda *_: None)
     for place in range(3):
         list(runner._one([], [place], set()))
     assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
@@ -588,8 +588,8 @@ for job in json.loads(sys.stdin.readline()):
     started = jobs._started
     monkeypatch.setattr(jobs, "_started", lambda _, environment: started(["-c", program], environment))
     kept = []
-    list_ = [(str(number), {"number": number}, lambda row: kept.append(row) or row) for number in (1, 2, 3)]
-    jobs.Runner(2, 0, lambda *_: None).run([list_, list_[:1]], 0, 4)
+    list_ = [jobs.Job(str(number), {"number": number}, lambda row: kept.append(row) or row) for number in (1, 2, 3)]
+    jobs.Runner("kedge.cell", 2, 0, lambda *_: None).run([list_, list_[:1]], 0, 4)
     assert sorted(map(str, kept)) == sorted(
         map(str, [{"map": 1}, {"map": 1}, {"failure": "ended by signal 9"}, {"map": 3}])
     )

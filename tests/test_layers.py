@@ -39,7 +39,6 @@ LAYERS = [
         "picture",
         "metrics",
         "config",
-        "progress",
         "runtime",
         "archives",
         "stores",
@@ -47,7 +46,7 @@ LAYERS = [
         "row_filter",
         "jobs",
     },
-    {"cores", "distances", "errors"},
+    {"atomic_write", "cores", "distances", "errors"},
 ]
 WITH_TORCH = {
     "demo",

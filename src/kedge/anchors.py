@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from kedge.atomic_write import write_atomically
 from kedge.distances import squared_distances, unit_length
 from kedge.errors import InputError, ModelError
 
@@ -54,6 +56,11 @@ class Anchors:
         """Length of a vector."""
         return int(self.vectors.shape[1])
 
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """The row of each name."""
+        return {name: row for row, name in enumerate(self.names)}
+
     def unit(self) -> Self:
         """Return the same anchors with every vector made unit length."""
         return type(self)(self.names, unit_length(self.vectors))
@@ -62,7 +69,10 @@ class Anchors:
     def from_means(
         cls, names: Sequence[str], vectors: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]
     ) -> Self:
-        """Return the mean of each class's vectors as its anchor; vectors (n, d), labels (n,) in 0..len(names)-1."""
+        """Return the mean of each class's vectors as its anchor; vectors (n, d), labels (n,) in 0..len(names)-1.
+
+        Raises InputError for a class without vectors.
+        """
         means = np.zeros((len(names), vectors.shape[1]), dtype=np.float64)
         np.add.at(means, labels, vectors.astype(np.float64))
         counts = np.bincount(labels, minlength=len(names))
@@ -76,15 +86,16 @@ class Anchors:
         return nearest_anchors(vectors, self.vectors)
 
     def save(self, path: Path) -> None:
-        """Write the vectors to a safetensors file; the names stand in the model's `kedge.json`."""
+        """Write the vectors to a safetensors file, in one step; the names stand in the model's `kedge.json`."""
         # Not by `save_file`, which lets nobody but its owner read the file.
-        path.write_bytes(save({"vectors": np.ascontiguousarray(self.vectors)}))
+        write_atomically(path, save({"vectors": np.ascontiguousarray(self.vectors)}))
 
     @classmethod
     def load(cls, path: Path, names: Sequence[str]) -> Self:
         """Read the vectors that `save` wrote; `names` are the model's class names, in the same order.
 
-        Vectors beyond the names are left out: a class is added by its vector first, and then by its name.
+        Vectors beyond the names are left out: a class is added by its vector first, and then by its name. Raises
+        ModelError for a file that cannot be read.
         """
         try:
             vectors = load(path.read_bytes())["vectors"]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.filing import LEAST_DIVIDED, dividing_planes
-from kedge.keys import UNIT, Queries, squares_of
+from kedge.keys import UNIT, Points, squared_norms
 
 __all__ = ["BucketBounds", "Sketch", "slack"]
 
@@ -86,7 +86,7 @@ class Sketch:
         for part in parts:
             points = cls._project(part, centre, directions)
             columns[:-1, start : start + len(points)] = -2 * points.T
-            columns[-1, start : start + len(points)] = squares_of(points)
+            columns[-1, start : start + len(points)] = squared_norms(points)
             start += len(points)
         return cls(centre, directions, columns)
 
@@ -107,7 +107,7 @@ class Sketch:
     def _project(vectors: Floats, centre: Doubles, directions: Doubles) -> Vectors:
         apart = vectors.astype(np.float64) - centre
         along = apart @ directions
-        beside = np.sqrt(np.maximum(squares_of(apart) - squares_of(along), 0.0))
+        beside = np.sqrt(np.maximum(squared_norms(apart) - squared_norms(along), 0.0))
         return np.column_stack([along, beside]).astype(np.float32)
 
 
@@ -125,7 +125,7 @@ def _spread_most(anchors: Doubles) -> tuple[Doubles, Doubles]:
     return centre, directions
 
 
-def slack(squares: Doubles, anchors: Queries, largest: float) -> Doubles:
+def slack(squares: Doubles, anchors: Points, largest: float) -> Doubles:
     """Return how far rounding can move a bound, in distance, for queries of these squared norms, shape (queries,).
 
     Squared distances to anchors come from float64 products: off by e = 2 (d + 4) 2^-53 (|q| + |c|)^2, so a distance is
@@ -134,5 +134,5 @@ def slack(squares: Doubles, anchors: Queries, largest: float) -> Doubles:
     """
     reach = np.sqrt(squares) + largest
     error = 2 * (anchors.double.shape[1] + 4) * UNIT64 * reach**2
-    least = LEAST_DIVIDED * float(np.sqrt(anchors.squares.max())) or np.inf  # all zero: no planes
+    least = LEAST_DIVIDED * float(np.sqrt(anchors.squared_norms.max())) or np.inf  # all zero: no planes
     return 2 * np.sqrt(error) + 4 * error / least + 16 * UNIT * reach

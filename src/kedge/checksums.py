@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
+
+from kedge.atomic_write import write_atomically
 
 __all__ = ["FILE", "Checksums", "Damage"]
 
@@ -79,11 +80,8 @@ class Checksums:
         """Forget the sums of all other files: they were compacted away."""
         wanted, known = set(paths), self._read(anew=True)
         self._known = {path: found for path, found in known.items() if path in wanted}
-        lines = "".join(f"{crc:08x} {size} {path}\n" for path, (size, crc) in self._known.items())
-        partial = self._file.with_name(f".{FILE}.{uuid4().hex[:8]}")
-        partial.write_text(lines, "utf-8")
         # What another process appended meanwhile is lost with this, and summed again at the next write.
-        partial.replace(self._file)
+        write_atomically(self._file, "".join(f"{crc:08x} {size} {path}\n" for path, (size, crc) in self._known.items()))
 
     def _read(self, *, anew: bool = False) -> dict[str, tuple[int, int]]:
         if self._known is not None and not anew:

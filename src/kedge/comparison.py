@@ -22,9 +22,10 @@ from zlib import crc32
 import torch
 from filelock import FileLock, Timeout
 
+from kedge.atomic_write import write_atomically
 from kedge.cell import classes_left
 from kedge.config import READ_OUT
-from kedge.csv_table import Row, put_row, read_header, read_rows, write_whole
+from kedge.csv_table import Row, put_row, read_header, read_rows
 from kedge.datasets import PUBLISHED, load_dataset
 from kedge.errors import ConfigError, DatasetError, InputError, KedgeError, first_line
 from kedge.grid import Cell, Grid, Shots, name_of
@@ -43,8 +44,8 @@ GRID, TRIES, RESULTS, TABLES, PAGE, MODELS, LOCK = (
     "models",
     ".lock",
 )
-# Columns that say which cell a row is of, and which try.
 FIGURES = ("map", "r1", "p20", "p100")
+# Columns that say which cell a row is of, and which try.
 KEY = ("dataset", "backbone", "loss", "shots", "seed")
 TRIED = ("dataset", "loss", "settings")
 # Figures without which a cell or a try is not measured.
@@ -111,7 +112,7 @@ def compare(
     try:
         with FileLock(out / LOCK, blocking=False):
             # First: without its failures the former grid could not be asked for something else.
-            write_whole(out / GRID, asked.model_dump_json(indent=2))
+            write_atomically(out / GRID, asked.model_dump_json(indent=2))
             if nothing_kept:
                 shutil.rmtree(out / MODELS, ignore_errors=True)
                 for table in (RESULTS, TRIES):
@@ -120,7 +121,7 @@ def compare(
                 # Before several cells would all fetch it. One that cannot be had is told by its cells.
                 with suppress(KedgeError):
                     PUBLISHED[data]()
-            runner = Runner(parallel, devices, shown)
+            runner = Runner("kedge.cell", parallel, devices, shown)
             chosen, hopeless = _choose_settings(grid, out, runner) if grid.tries else ({}, {})
             try:
                 _run_cells(grid, out, runner, chosen, hopeless, keep_models)
@@ -140,8 +141,7 @@ def _begun(out: Path) -> Grid | None:
     path = out / GRID
     if not path.is_file():
         # What a comparison leaves that was killed before it had begun.
-        left = {LOCK, path.with_suffix(".partial").name}
-        if out.exists() and any(each.name not in left for each in out.iterdir()):
+        if out.exists() and any(each.name != LOCK and not each.match(".*.partial") for each in out.iterdir()):
             raise InputError(f"{out} holds something that is no comparison: choose another --out")
         return None
     for table, key in ((RESULTS, KEY), (TRIES, TRIED)):
@@ -280,7 +280,7 @@ def _run_cells(
             told = {**told, "state": str(state)}
             still_open = open_of.setdefault(first, set())
             still_open.add(cell)
-            networks.setdefault(first, []).append((cell.name, told, partial(keep, cell, state, still_open)))
+            networks.setdefault(first, []).append(Job(cell.name, told, partial(keep, cell, state, still_open)))
     runner.run([*networks.values()], len(cells) - sum(map(len, networks.values())), len(cells))
 
 
@@ -360,7 +360,7 @@ def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> Job:
         shutil.rmtree(folder, ignore_errors=True)
         return row
 
-    return f"{name}, trying {_said(settings)}", job, keep
+    return Job(f"{name}, trying {_said(settings)}", job, keep)
 
 
 def _said(settings: Mapping[str, Any]) -> str:
@@ -394,5 +394,5 @@ def _write_pages(asked: Grid, grid: Grid, out: Path) -> None:
     found = _ordered(asked, read_rows(out / RESULTS))
     rows = [row for row in found if not row.get("failure") or _cell_of(row) in now]
     title = f"Losses compared on {', '.join(name_of(data) for data in asked.datasets)}"
-    (out / TABLES).write_text(comparison_tables(rows, asked.variants), "utf-8")
-    (out / PAGE).write_text(comparison_page(title, rows, asked.variants), "utf-8")
+    write_atomically(out / TABLES, comparison_tables(rows, asked.variants))
+    write_atomically(out / PAGE, comparison_page(title, rows, asked.variants))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kedge.errors import ConfigError, nearest_name
 
-__all__ = ["PRESETS", "READ_OUT", "Features", "TrainingConfig", "with_preset"]
+__all__ = ["READ_OUT", "Features", "TrainingConfig", "with_preset"]
 
 Features = Literal["embedding", "pooled", "joint", "softmax"]
 
@@ -114,7 +114,7 @@ class TrainingConfig(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:
-        """Return the settings in a TOML file by name, not yet checked; command-line flags go over them."""
+        """Return the settings in a TOML file by name, not yet checked; ConfigError for a file that cannot be read."""
         try:
             return tomllib.loads(path.read_text("utf-8"))
         except FileNotFoundError as error:

@@ -2,15 +2,15 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kedge.atomic_write import write_atomically
 from kedge.errors import InputError
 
-__all__ = ["Row", "put_row", "read_header", "read_rows", "write_whole"]
+__all__ = ["Row", "put_row", "read_header", "read_rows"]
 
 Row = dict[str, Any]
 # Columns that hold words, also where these look like numbers.
@@ -84,14 +84,4 @@ def put_row(path: Path, row: Row, key: Sequence[str]) -> None:
     writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows([*rows, row])
-    write_whole(path, table.getvalue())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step, on disk when this returns."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, table.getvalue())

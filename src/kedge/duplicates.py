@@ -16,7 +16,7 @@ from PIL import Image
 
 from kedge.errors import InputError
 
-__all__ = ["MOST_BITS", "DuplicateGroup", "check_near", "duplicate_groups", "near_pairs"]
+__all__ = ["DuplicateGroup", "check_near", "duplicate_groups", "near_pairs"]
 
 Rows = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]

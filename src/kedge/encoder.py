@@ -26,11 +26,13 @@ TIMES_ON_GPU = 16
 class Encoder:
     """Turns pictures into embeddings as the model says, by the runtime that is fastest here unless one is named.
 
-    This is the only place where embeddings are made unit length: they are, when the model's distance is cosine.
+    This is the only place where embeddings are made unit length: they are, when the model's distance is cosine. Raises
+    ModelError for a model that cannot be had or run, MissingPartError for a runtime that is not installed, InputError
+    for one that is none.
     """
 
     def __init__(self, model: Model | str | Path, *, threads: int | None = None, runtime: Runtime = "auto") -> None:
-        model = model if isinstance(model, Model) else Model.load(model)
+        model = Model.of(model)
         precision = model.card.precision
         chosen = best_runtime(precision, has_weights=model.has_weights) if runtime == "auto" else runtime
         try:
@@ -51,6 +53,7 @@ class Encoder:
         """Return the embeddings, shape (n, dim) float32, of preprocessed pictures, shape (n, s, s, 3) uint8.
 
         Unit length when the model's distance is cosine; `raw=True` leaves them as the network made them.
+        Raises InputError for other shapes.
         """
         size = self.image_size
         if squares.shape[1:] != (size, size, 3) or squares.dtype != np.uint8:

@@ -56,9 +56,10 @@ def evaluate(
 ) -> Report:
     """Measure how well a model retrieves: test pictures are the queries, training pictures the gallery.
 
-    Pictures that the model was trained on are never queries, wherever they lie now. expand: see `Model.expand`.
+    Pictures that the model was trained on are never queries, wherever they lie now. expand: see `Model.expand`. Raises
+    ModelError for a model that cannot be had, DatasetError where nothing is left to test with.
     """
-    opened = model if isinstance(model, Model) else Model.load(model)
+    opened = Model.of(model)
     return evaluate_dataset(opened, load_for(opened, data), probes=probes, expand=expand, runtime=runtime)
 
 
@@ -87,7 +88,7 @@ def evaluate_dataset(
     expand: bool = False,
     runtime: Runtime = "auto",
 ) -> Report:
-    """Measure a model on a data set that is loaded already; see `evaluate`."""
+    """Measure a model on a data set that is loaded already; see `evaluate`. Raises DatasetError."""
     check_probes(probes)
     if not len(dataset.test):
         raise DatasetError(

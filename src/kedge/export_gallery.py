@@ -62,8 +62,7 @@ def _vectors(rows: pa.Table, anchors: Anchors) -> npt.NDArray[np.float32]:
 
 
 def _buckets(rows: pa.Table, anchors: Anchors) -> npt.NDArray[np.int64]:
-    numbers = {name: number for number, name in enumerate(anchors.names)}
-    return np.asarray([numbers[name] for name in rows["anchor"].to_pylist()], dtype=np.int64)
+    return np.asarray([anchors.rows[name] for name in rows["anchor"].to_pylist()], dtype=np.int64)
 
 
 def _write_parquet(rows: pa.Table, _anchors: Anchors, path: Path) -> None:

@@ -86,13 +86,12 @@ def file_vectors(
 
 def labelled_buckets(labels: Sequence[str | None], anchors: Anchors) -> npt.NDArray[np.int64]:
     """Return the row of the anchor that each label names, shape (n,); InputError for a label without an anchor."""
-    rows = {name: row for row, name in enumerate(anchors.names)}
-    strange = sorted({str(label) for label in labels if label not in rows})
+    strange = sorted({str(label) for label in labels if label not in anchors.rows})
     if strange:
         shown = ", ".join(f"'{label}'" for label in strange[:5])
         raise InputError(
             f"no anchor is called {shown}{' and others' if len(strange) > 5 else ''}; the model has "
-            f"{len(rows)} ({', '.join(anchors.names[:5])}{', …' if len(rows) > 5 else ''}): "
+            f"{len(anchors)} ({', '.join(anchors.names[:5])}{', …' if len(anchors) > 5 else ''}): "
             f"file by nearest, or train a model on these classes"
         )
-    return np.asarray([rows[str(label)] for label in labels], dtype=np.int64)
+    return np.asarray([anchors.rows[str(label)] for label in labels], dtype=np.int64)

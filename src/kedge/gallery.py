@@ -21,7 +21,7 @@ from kedge.duplicates import DuplicateGroup, check_near, duplicate_groups
 from kedge.encoder import Encoder
 from kedge.errors import GalleryError, InputError, ModelError, PictureError, WorkError
 from kedge.export_gallery import ExportFormat, export_rows
-from kedge.gallery_folder import FORMAT_VERSION, TABLE, GalleryFolder
+from kedge.gallery_folder import TABLE, GalleryFolder
 from kedge.hits import Found, Hit, SearchResult
 from kedge.intake import AddReport, FileBy, Intake, Progress
 from kedge.memory_search import MemoryIndex
@@ -35,7 +35,7 @@ from kedge.search import Order, Probes, check_search
 from kedge.sources import Labels, list_sources
 from kedge.vectors import check_apart, check_vectors, holds_vectors, read_vectors, ready_made
 
-__all__ = ["FORMAT_VERSION", "AddReport", "Gallery"]
+__all__ = ["AddReport", "Gallery"]
 
 # MiB: more than any machine has, less than Lance can count.
 MOST_CACHE = 1 << 24
@@ -74,8 +74,9 @@ class Gallery:
         """Make an empty gallery for pictures as `model` embeds them; the model is copied into it.
 
         precision: bfloat16 lets the copy work in it, on every machine that uses the gallery; None: as the model says.
+        Raises GalleryError for a folder that exists, ModelError for a model that cannot be had or told so.
         """
-        opened = model if isinstance(model, Model) else Model.load(model)
+        opened = Model.of(model)
         made = cls(GalleryFolder.create(path, opened, precision))
         made._sum()
         return made
@@ -191,7 +192,10 @@ class Gallery:
         return report
 
     def remove(self, ids: Sequence[str] | None = None, *, where: str | None = None) -> int:
-        """Remove pictures by id, or those that match an SQL filter; return how many that were."""
+        """Remove pictures by id, or those that match an SQL filter; return how many that were.
+
+        Raises InputError, with none removed, for an id that no picture has and a filter that cannot be used.
+        """
         if (ids is None) == (where is None):
             raise InputError("say what to remove: either ids (--id) or a filter (--where)")
         self._table.refresh()
@@ -243,7 +247,7 @@ class Gallery:
         Until then the gallery answers with the old one; after a kill the same call goes on where it was. InputError
         when pictures are not at their paths any more, or came as vectors, unless `drop_missing` leaves them out.
         """
-        fresh = model if isinstance(model, Model) else Model.load(model)
+        fresh = Model.of(model)
         folder, report = reindex(
             self._folder, self._table, fresh, drop_missing=drop_missing, runtime=self._runtime, progress=progress
         )
@@ -257,7 +261,10 @@ class Gallery:
         return self._table.versions()
 
     def restore(self, version: int) -> None:
-        """Go back to an older version, as a new one: what came after it can be gone back to as well."""
+        """Go back to an older version, as a new one: what came after it can be gone back to as well.
+
+        Raises InputError for a version that `versions` does not return.
+        """
         self._table.refresh()
         self._table.restore(version)
         self._sum()
@@ -331,7 +338,8 @@ class Gallery:
         The pictures filed under the `probes` nearest anchors are compared with it, and those under the next anchors
         until there are k; "exact" finds the k nearest of all. `expand` turns the query to the anchors of the classes it
         looks like: more hits of its class, and distances from there. `where` is an SQL filter such as "label = 'cat'".
-        Hits farther than `max_distance` are left out.
+        Hits farther than `max_distance` are left out. Raises PictureError for a picture that cannot be read, InputError
+        for a search that cannot be done, ModelError where `expand` is asked of a model that searches by L2.
         """
         return self.search_many(
             [picture], k, probes, order=order, expand=expand, where=where, max_distance=max_distance
@@ -348,7 +356,7 @@ class Gallery:
         where: str | None = None,
         max_distance: float | None = None,
     ) -> list[SearchResult]:
-        """Search with each of several pictures, which is faster than one by one."""
+        """Search with each of several pictures, which is faster than one by one; see `search`."""
         _check(k, probes, order, max_distance)
         if isinstance(pictures, str | bytes):
             raise InputError(f"several pictures are searched with in a list, not '{pictures!s}': `search` takes one")
@@ -386,7 +394,10 @@ class Gallery:
         max_distance: float | None = None,
         names: Sequence[str] | None = None,
     ) -> list[SearchResult]:
-        """Search with ready-made embeddings, shape (queries, dim), as the gallery's model makes them."""
+        """Search with ready-made embeddings, shape (queries, dim), as the gallery's model makes them; see `search`.
+
+        Raises InputError for other shapes, and numbers that are not finite.
+        """
         _check(k, probes, order, max_distance)
         vectors = check_vectors(queries, self.model)
         names = names or [f"vector {row + 1}" for row in range(len(vectors))]
@@ -470,7 +481,8 @@ class Gallery:
         """Write all vectors, and what is said of them, to a file that is not there yet; return how many.
 
         parquet: a row a picture, as `add` takes it. npz: arrays by name. faiss: an IndexIVFFlat with the anchors as
-        quantizer, and beside it PATH.ids.json, the id of each of its numbers.
+        quantizer, and beside it PATH.ids.json, the id of each of its numbers. Raises InputError for a file that exists
+        or cannot be written, MissingPartError where FAISS is not installed.
         """
         self._table.refresh()
         columns = ["id", "path", "label", "anchor", "filed_by", "embedding", *self._table.metadata_columns]
@@ -479,7 +491,7 @@ class Gallery:
         return len(rows)
 
     def count(self, where: str | None = None) -> int:
-        """Return the number of pictures, or of those that match an SQL filter."""
+        """Return the number of pictures, or of those that match an SQL filter; InputError for a wrong one."""
         self._table.refresh()
         return self._table.count(where)
 

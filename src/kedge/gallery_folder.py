@@ -24,6 +24,7 @@ from zlib import crc32
 
 from filelock import FileLock, Timeout
 
+from kedge.atomic_write import write_atomically
 from kedge.checksums import FILE as CHECKSUMS
 from kedge.errors import GalleryError, ModelError, reason_of
 from kedge.model import CARD as MODEL_CARD
@@ -218,9 +219,7 @@ def _not_whole(root: Path, missing: list[str]) -> GalleryError:
 def _write_card(root: Path, model: Model, part: str) -> None:
     card: dict[str, Any] = {"format_version": FORMAT_VERSION, "model": model.fingerprint, "part": part}
     card["checksum"] = _sum(card)
-    partial = root / f".{CARD}.{uuid4().hex[:8]}"
-    partial.write_text(json.dumps(card, indent=2) + "\n", "utf-8")
-    partial.replace(root / CARD)
+    write_atomically(root / CARD, json.dumps(card, indent=2) + "\n")
 
 
 def _sum(card: dict[str, Any]) -> str:

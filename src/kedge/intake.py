@@ -27,7 +27,7 @@ from kedge.pictures_table import PicturesTable, matrix
 from kedge.sources import Sources, Stamp
 from kedge.vectors import ReadyMade
 
-__all__ = ["AddReport", "FileBy", "Intake", "filing_columns"]
+__all__ = ["COMMIT_VECTORS", "AddReport", "FileBy", "Intake", "Progress", "filing_columns"]
 
 FileBy = Literal["nearest", "label"]
 Progress = Callable[[str, int, int], None]

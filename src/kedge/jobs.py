@@ -17,17 +17,25 @@ from kedge.csv_table import Row
 __all__ = ["Job", "OnRow", "Runner"]
 
 OnRow = Callable[[str, Row, int, int], None]
-# Its name, what its process is told, and what is done with its row.
-Job = tuple[str, Row, Callable[[Row], Row]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process of a module is told, and what is done with the row that it answers."""
+
+    name: str
+    told: Row
+    keep: Callable[[Row], Row]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs lists of jobs, each list in a process of its own, `parallel` at a time.
+    """Runs lists of jobs, each list in a process of its own that runs `module`, `parallel` at a time.
 
     A job that ends its process has failed; those after it in its list have another process.
     """
 
+    module: str
     parallel: int
     devices: int
     on_row: OnRow
@@ -43,7 +51,7 @@ class Runner:
             open_jobs = list(jobs)
             try:
                 while open_jobs and not stopped.is_set():
-                    for row in self._one([told for _, told, _ in open_jobs], places, running):
+                    for row in self._one([job.told for job in open_jobs], places, running):
                         arrived.put((open_jobs.pop(0), row))
             except BaseException as error:
                 arrived.put(error)
@@ -56,10 +64,10 @@ class Runner:
                     found = arrived.get()
                     if isinstance(found, BaseException):
                         raise found
-                    (name, _, keep), measured = found
-                    row = keep(measured)
+                    job, measured = found
+                    row = job.keep(measured)
                     done += 1
-                    self.on_row(name, row, done, total)
+                    self.on_row(job.name, row, done, total)
             except BaseException:
                 stopped.set()
                 for future in futures:
@@ -79,7 +87,7 @@ class Runner:
             # Those that this process may use: it may have been given some of the machine's alone.
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: self.devices]
             environment["CUDA_VISIBLE_DEVICES"] = visible[place % len(visible)] or str(place % self.devices)
-        process = _started(["-m", "kedge.cell"], environment)
+        process = _started(["-m", self.module], environment)
         running.add(process)
         try:
             yield from _answer(process, told)

@@ -16,13 +16,13 @@ __all__ = [
     "NO_KEY",
     "UNIT",
     "Keys",
-    "Queries",
+    "Points",
     "keys_of",
     "keys_of_pairs",
     "least_keys",
     "rows_of",
+    "squared_norms",
     "squared_of",
-    "squares_of",
 ]
 
 Keys = npt.NDArray[np.int64]
@@ -40,8 +40,8 @@ NO_KEY = (0x7F800000 << 32) | 0xFFFFFFFF
 
 
 @dataclass(frozen=True, eq=False)
-class Queries:
-    """Queries (n, d) in both precisions, with their squared norms.
+class Points:
+    """Queries or anchors (n, d) in both precisions, with their squared norms.
 
     error: how far ||x||^2 - 2 q.x can be off in float32. cancelling: squared distances from here down lose too much in
     a product, even in float64, and are worked out again.
@@ -49,7 +49,7 @@ class Queries:
 
     single: npt.NDArray[np.float32]
     double: Doubles
-    squares: Doubles
+    squared_norms: Doubles
     error: Doubles
     cancelling: Doubles
 
@@ -57,28 +57,28 @@ class Queries:
     def of(cls, vectors: npt.NDArray[np.float32], largest: float = 0.0) -> Self:
         """Take queries for vectors whose norms are at most `largest`."""
         double = vectors.astype(np.float64)
-        squares = squares_of(double)
-        error = 2 * (vectors.shape[1] + 8) * UNIT * (np.sqrt(squares) + largest) ** 2
-        return cls(vectors, double, squares, error, CANCELLING * (squares + largest**2))
+        norms = squared_norms(double)
+        error = 2 * (vectors.shape[1] + 8) * UNIT * (np.sqrt(norms) + largest) ** 2
+        return cls(vectors, double, norms, error, CANCELLING * (norms + largest**2))
 
     def __len__(self) -> int:
         return len(self.single)
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> Self:
-        doubles = (self.double, self.squares, self.error, self.cancelling)
+        doubles = (self.double, self.squared_norms, self.error, self.cancelling)
         return type(self)(self.single[rows], *(part[rows] for part in doubles))
 
 
-def keys_of_pairs(near: Queries, vectors: Doubles, squares: Doubles, rows: npt.NDArray[np.int64]) -> Keys:
-    """Return the keys of all pairs of queries and vectors, (n, d) with their squares and rows, shape (queries, n)."""
-    squared = near.double @ vectors.T
+def keys_of_pairs(queries: Points, vectors: Doubles, norms: Doubles, rows: npt.NDArray[np.int64]) -> Keys:
+    """Return the keys of all pairs of queries and vectors, (n, d) with their norms and rows, shape (queries, n)."""
+    squared = queries.double @ vectors.T
     squared *= -2.0
-    squared += squares
-    squared += near.squares[:, None]
+    squared += norms
+    squared += queries.squared_norms[:, None]
     # Only queries that lie this near to anything are looked at pair by pair.
-    for row in np.flatnonzero(squared.min(axis=1, initial=np.inf) <= near.cancelling):
-        close = np.flatnonzero(squared[row] <= near.cancelling[row])
-        squared[row, close] = squares_of(vectors[close] - near.double[row])
+    for row in np.flatnonzero(squared.min(axis=1, initial=np.inf) <= queries.cancelling):
+        close = np.flatnonzero(squared[row] <= queries.cancelling[row])
+        squared[row, close] = squared_norms(vectors[close] - queries.double[row])
     return keys_of(squared, rows)
 
 
@@ -110,6 +110,6 @@ def rows_of(keys: Keys) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(keys).view(np.int32)[..., 1 - HIGH :: 2].astype(np.int64)
 
 
-def squares_of(vectors: npt.NDArray[np.floating]) -> npt.NDArray[Any]:
+def squared_norms(vectors: npt.NDArray[np.floating]) -> npt.NDArray[Any]:
     """Return squared norms, shape (n,)."""
     return np.vecdot(vectors, vectors)

@@ -60,6 +60,7 @@ def evaluate_vectors(
 
     Every mode is measured by L2 and by cosine (vectors and anchors made unit length). leave_one_out: queries and
     gallery are the same rows, and each query is left out of its own ranking. Memory beyond the inputs stays below 1 GB.
+    Raises InputError for vectors and labels that do not fit together, and numbers that are not finite.
     """
     check_probes(probes)
     if distance not in get_args(Distance):
@@ -76,7 +77,7 @@ def evaluate_vectors(
     for measure in ("l2", "cosine"):
         scale = unit_length if measure == "cosine" else np.asarray
         setting = _Setting(scale(queries), query_labels, scale(gallery), gallery_labels, leave_one_out)
-        ways = _ways(setting.gallery, gallery_labels, scale(anchors.vectors), anchors.names, classes, measure, probes)
+        ways = _ways(setting, anchors.unit() if measure == "cosine" else anchors, classes, measure, probes)
         ranked = _rank(setting, ways, curves=measure == distance)
         search += [
             _figures(way, totals, *_timed(way, setting)) for way, totals in zip(ways, ranked.totals, strict=True)
@@ -103,7 +104,7 @@ def evaluate_vectors(
 def exhaustive_scores(
     queries: Vectors, query_labels: Labels, gallery: Vectors, gallery_labels: Labels, distance: Distance
 ) -> tuple[float, float]:
-    """Return the mAP and R@1 of exhaustive search alone."""
+    """Return the mAP and R@1 of exhaustive search alone; raw vectors (queries, d) and (gallery, d), labels (n,)."""
     scale = unit_length if distance == "cosine" else np.asarray
     setting = _Setting(scale(queries), query_labels, scale(gallery), gallery_labels, leave_one_out=False)
     relevant = setting.relevant()
@@ -155,25 +156,20 @@ class _Ranked:
 
 
 def _ways(
-    gallery: Vectors,
-    gallery_labels: Labels,
-    anchors: Vectors,
-    anchor_names: Sequence[str],
-    classes: Sequence[str],
-    distance: Distance,
-    probes: Sequence[Probes],
+    setting: _Setting, anchors: Anchors, classes: Sequence[str], distance: Distance, probes: Sequence[Probes]
 ) -> list[_Way]:
     """Return every way to search by one distance: exhaustive, filed by nearest, and by label where all have anchors."""
-    nearest = nearest_anchors(gallery, anchors)
-    index = TwoStageIndex(gallery, anchors, nearest)
-    ways = [_Way(distance, None, None, nearest, anchors, index)]
-    ways += [_Way(distance, "nearest", count, nearest, anchors, index) for count in probes]
-    number_of = {name: number for number, name in enumerate(anchor_names)}
-    if all(classes[label] in number_of for label in np.unique(gallery_labels)):
-        by_class = np.array([number_of.get(name, -1) for name in classes], dtype=np.int64)
+    gallery, gallery_labels, points = setting.gallery, setting.gallery_labels, anchors.vectors
+    nearest = nearest_anchors(gallery, points)
+    index = TwoStageIndex(gallery, points, nearest)
+    ways = [_Way(distance, None, None, nearest, points, index)]
+    ways += [_Way(distance, "nearest", count, nearest, points, index) for count in probes]
+    rows = anchors.rows
+    if all(classes[label] in rows for label in np.unique(gallery_labels)):
+        by_class = np.array([rows.get(name, -1) for name in classes], dtype=np.int64)
         labelled = by_class[gallery_labels]
-        index = TwoStageIndex(gallery, anchors, labelled)
-        ways += [_Way(distance, "label", count, labelled, anchors, index) for count in probes]
+        index = TwoStageIndex(gallery, points, labelled)
+        ways += [_Way(distance, "label", count, labelled, points, index) for count in probes]
     return ways
 
 

@@ -23,9 +23,8 @@ class MemoryIndex:
 
     def __init__(self, table: PicturesTable, anchors: Anchors, *, half: bool) -> None:
         rows = table.read([*_SAID, "rho", "gap"], row_ids=True)
-        numbers = {name: number for number, name in enumerate(anchors.names)}
         filed = rows["anchor"].combine_chunks().dictionary_encode()
-        by_code = np.asarray([numbers[name] for name in filed.dictionary.to_pylist()], dtype=np.int64)
+        by_code = np.asarray([anchors.rows[name] for name in filed.dictionary.to_pylist()], dtype=np.int64)
         self._index = TwoStageIndex(
             table.embeddings(),
             anchors.vectors,

@@ -2,7 +2,7 @@
 
     kedge.json           classes, preprocessing, distance, how it was trained, what it scored
     encoder.onnx         pictures -> embeddings, runs without torch
-    weights.safetensors  the network's weights, for further training and for GPUs
+    weights.safetensors  the network's weights, for `--runtime torch`, above all on GPUs
     anchors.safetensors  one vector a class
     splits.json          content hashes of the pictures that were trained on, validated on and tested on
     metrics.jsonl        one line an epoch
@@ -20,18 +20,33 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from kedge.anchors import Anchors, expand_queries
+from kedge.atomic_write import write_atomically
 from kedge.calibration import Calibration
 from kedge.errors import InputError, ModelError, first_line
 from kedge.runtime import Precision, describe_runtime
 
-__all__ = ["FORMAT_VERSION", "Distance", "Model", "ModelCard", "Preprocessing"]
+__all__ = [
+    "ANCHORS",
+    "CARD",
+    "ENCODER",
+    "FORMAT_VERSION",
+    "METRICS",
+    "REPORT",
+    "SPLITS",
+    "WEIGHTS",
+    "Distance",
+    "Model",
+    "ModelCard",
+    "Preprocessing",
+    "SplitName",
+    "write_splits",
+]
 
 FORMAT_VERSION = 1
 Distance = Literal["l2", "cosine"]
@@ -77,9 +92,7 @@ class ModelCard(_Closed):
 
     def write(self, folder: Path) -> None:
         """Put the card into a model folder, in one step."""
-        partial = folder / f".{CARD}.{uuid4().hex[:8]}"
-        partial.write_text(json.dumps(self.model_dump(), indent=2) + "\n", "utf-8")
-        partial.replace(folder / CARD)
+        write_atomically(folder / CARD, json.dumps(self.model_dump(), indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,13 @@ class Model:
     anchors: Anchors
 
     @classmethod
+    def of(cls, model: "Model | str | Path") -> "Model":
+        """Return a model, opened if its folder is given; raises ModelError as `load` does."""
+        return model if isinstance(model, Model) else cls.load(model)
+
+    @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Open a model folder; refuse one that is missing, half written or of a newer format."""
+        """Open a model folder; raise ModelError for one that is missing, half written or of a newer format."""
         folder = Path(folder)
         if folder.is_file():
             raise ModelError(f"{folder} is a file: a model is a folder, which `kedge train` makes")
@@ -222,6 +240,13 @@ class Model:
         with _reading(path):
             stored: dict[SplitName, list[str]] = json.loads(path.read_text("utf-8"))
             return {content: name for name, contents in stored.items() for content in contents}
+
+
+def write_splits(folder: Path, splits: Mapping[str, SplitName]) -> None:
+    """Write which split each content is in, as `Model.splits` reads it."""
+    names = get_args(SplitName)
+    stored = {name: sorted(content for content, split in splits.items() if split == name) for name in names}
+    write_atomically(folder / SPLITS, json.dumps(stored))
 
 
 @contextmanager

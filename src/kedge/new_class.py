@@ -1,10 +1,8 @@
 """New classes without training: an anchor is set from a few examples."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from filelock import FileLock
@@ -13,7 +11,7 @@ from kedge.anchors import Anchors
 from kedge.distances import squared_distances, unit_length
 from kedge.encoder import Encoder
 from kedge.errors import InputError, PictureError
-from kedge.model import ANCHORS, SPLITS, Model, SplitName
+from kedge.model import ANCHORS, SPLITS, Model, SplitName, write_splits
 from kedge.picture import read_for_encoder, square
 
 __all__ = ["NewClass", "add_class"]
@@ -53,7 +51,7 @@ def add_class(model: Model | str | Path, name: str, pictures: Sequence[str | Pat
     with the model goes on with its own copy until `Gallery.reindex`, which keeps the embeddings. Raises InputError,
     with nothing changed, for a name that is taken, a picture that cannot be read, or examples that show no class.
     """
-    folder = (model if isinstance(model, Model) else Model.load(model)).folder
+    folder = Model.of(model).folder
     # Of two that add at once the later takes the model as the other left it.
     with FileLock(folder / LOCK):
         return _add(Model.load(folder), name, pictures)
@@ -122,13 +120,6 @@ def _margin(model: Model) -> float | None:
 def _write(model: Model, anchors: Anchors, splits: Mapping[str, SplitName]) -> None:
     """Write splits, anchors and card, each in one step and in this order: whatever is read between is a whole model."""
     if (model.folder / SPLITS).is_file():
-        stored: dict[str, list[str]] = {}
-        for content, split in sorted(splits.items()):
-            stored.setdefault(split, []).append(content)
-        partial = model.folder / f".{SPLITS}.{uuid4().hex[:8]}"
-        partial.write_text(json.dumps(stored), "utf-8")
-        partial.replace(model.folder / SPLITS)
-    partial = model.folder / f".{ANCHORS}.{uuid4().hex[:8]}"
-    anchors.save(partial)
-    partial.replace(model.folder / ANCHORS)
+        write_splits(model.folder, splits)
+    anchors.save(model.folder / ANCHORS)
     model.write_card(model.card.model_copy(update={"classes": anchors.names}))

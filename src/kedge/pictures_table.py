@@ -27,7 +27,7 @@ from lance.commit import CommitConflictError
 from kedge.errors import GalleryError, InputError, WorkError
 from kedge.row_filter import filter_error, whole_condition
 
-__all__ = ["PicturesTable", "Version"]
+__all__ = ["OWN_COLUMNS", "PicturesTable", "Version", "is_lost", "matrix"]
 
 # Without this mark on its schema two writers of one picture at the same instant store it twice.
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}

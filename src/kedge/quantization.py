@@ -45,7 +45,7 @@ def quantize(model: Model | str | Path, data: str | Path, out: str | Path) -> tu
     Its cost is measured on validation pictures, on test pictures where there are none, and kept in its scores. Raises
     InputError before anything is written.
     """
-    opened, out = model if isinstance(model, Model) else Model.load(model), Path(out)
+    opened, out = Model.of(model), Path(out)
     if out.exists():
         raise ModelError(f"{out} exists already: choose another --out, or remove it first")
     if opened.card.precision != "float32":

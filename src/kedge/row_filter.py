@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 
-from kedge.errors import GalleryError, InputError, nearest_name
+from kedge.errors import InputError, nearest_name
 
 __all__ = ["filter_error", "whole_condition"]
 
@@ -17,36 +17,36 @@ _OUR_BRACKET = "Expected: ), found"
 def whole_condition(where: str, columns: Sequence[str]) -> str:
     """Return a condition in brackets: Lance takes one as far as it is whole, and leaves what follows.
 
-    In brackets that is an error. Raises InputError for an empty condition, GalleryError for one that would get out of
-    them, and for a column in double quotes: Lance would compare the word itself, and match nothing.
+    In brackets that is an error. Raises InputError for an empty condition, for one that would get out of them,
+    and for a column in double quotes: Lance would compare the word itself, and match nothing.
     """
     if not where.strip():
         raise InputError("the filter is empty: give a condition such as \"label = 'cat'\", or leave it out")
     bare = _TEXT.sub("", where)
     depths = [0, *accumulate({"(": 1, ")": -1}.get(sign, 0) for sign in bare)]
     if min(depths) < 0 or depths[-1] or "'" in bare or '"' in bare:
-        raise GalleryError(f'the filter "{where}" cannot be used: not every bracket and quote has its other half')
+        raise InputError(f'the filter "{where}" cannot be used: not every bracket and quote has its other half')
     quoted = {text[1:-1] for text in _TEXT.findall(where) if text[0] == '"'} & {*columns}
     if quoted:
         name = min(quoted)
-        raise GalleryError(f"\"{name}\" in double quotes is a text, not the column: write {name} or '{name}'")
+        raise InputError(f"\"{name}\" in double quotes is a text, not the column: write {name} or '{name}'")
     return f"({where})"
 
 
-def filter_error(where: str, reason: str, columns: Sequence[str]) -> GalleryError:
+def filter_error(where: str, reason: str, columns: Sequence[str]) -> InputError:
     """Return what to say of a condition that Lance refuses for that reason; the nearest column to an unknown one."""
     there = ", ".join(columns)
     unknown = _UNKNOWN.search(reason)
     if unknown:
         name = unknown.group(1).strip('"')
         near = nearest_name(name, columns)
-        return GalleryError(
+        return InputError(
             f"no column '{name}'{near}; there are: {there}. A text is put in quotes, such as label = 'cat'"
         )
     parsed = _PARSED.search(reason)
     if parsed:
         reason = parsed.group(1).replace(_OUR_BRACKET, "expected its end, `and` or `or`, found")
-    return GalleryError(
+    return InputError(
         f"the filter \"{where}\" cannot be used ({reason}): texts are put in quotes, such as label = 'cat', and "
         f"numbers are not; columns are: {there}"
     )

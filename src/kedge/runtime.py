@@ -18,7 +18,17 @@ import numpy.typing as npt
 from kedge.cores import own_cores
 from kedge.errors import InputError, MissingPartError, ModelError
 
-__all__ = ["Graph", "Precision", "Runtime", "best_runtime", "describe_runtime", "load_graph"]
+__all__ = [
+    "TOLERANCE",
+    "Graph",
+    "Precision",
+    "Runtime",
+    "best_runtime",
+    "describe_runtime",
+    "has_gpu",
+    "load_graph",
+    "relative_error",
+]
 
 Runtime = Literal["auto", "onnxruntime", "openvino", "torch"]
 Precision = Literal["float32", "bfloat16", "int8"]

@@ -26,12 +26,12 @@ from kedge.keys import (
     NO_KEY,
     UNIT,
     Keys,
-    Queries,
+    Points,
     keys_of_pairs,
     least_keys,
     rows_of,
+    squared_norms,
     squared_of,
-    squares_of,
 )
 
 __all__ = ["Neighbours", "Order", "Probes", "TwoStageIndex", "check_search"]
@@ -132,19 +132,19 @@ class TwoStageIndex:
             raise InputError(f"buckets must be {len(filed)} numbers from 0 to {len(points) - 1}")
         if len(filed) >= MOST_ROWS:
             raise InputError(f"{len(filed)} vectors were given: an index holds fewer than {MOST_ROWS}")
-        self._anchors = Queries.of(points)
+        self._anchors = Points.of(points)
         # What a product with a query gives the squared distances to anchors from, less the query's square.
         self._anchors_turned = np.ascontiguousarray(-2.0 * self._anchors.single).T
-        self._anchor_squares = self._anchors.squares.astype(np.float32)
+        self._anchor_norms = self._anchors.squared_norms.astype(np.float32)
         self._rows: Rows = np.argsort(filed, kind="stable")
         self._starts: Rows = np.searchsorted(filed[self._rows], np.arange(len(points) + 1)).astype(np.int64)
         self._all = _Usable(None, self._starts, np.diff(self._starts))
         self._vectors = np.empty((len(filed), points.shape[1]), dtype=dtype or np.float32)
         self._take(parts)
-        self._squares = np.empty(len(filed), dtype=np.float64)
+        self._squared_norms = np.empty(len(filed), dtype=np.float64)
         for part in _blocks(len(filed), 256):
-            self._squares[part] = squares_of(self._vectors[part].astype(np.float64))
-        self._largest = float(np.sqrt(max(self._squares.max(initial=0), self._anchors.squares.max())))
+            self._squared_norms[part] = squared_norms(self._vectors[part].astype(np.float64))
+        self._largest = float(np.sqrt(max(self._squared_norms.max(initial=0), self._anchors.squared_norms.max())))
         self._filing = None if rho is None or gap is None else (rho[self._rows], gap[self._rows])
 
     def _take(self, parts: Iterable[Floats]) -> None:
@@ -172,7 +172,7 @@ class TwoStageIndex:
     @property
     def nbytes(self) -> int:
         """Bytes that the index holds, its projection included once there is one."""
-        held = [self._rows, self._vectors, self._squares, *(self._filing or ())]
+        held = [self._rows, self._vectors, self._squared_norms, *(self._filing or ())]
         sketch = self.__dict__.get("_sketch")
         return sum(part.nbytes for part in (*held, *((sketch.columns,) if sketch else ())))
 
@@ -189,40 +189,41 @@ class TwoStageIndex:
         """Return the k nearest vectors filed under the `probes` nearest anchors of each query, shape (queries, d).
 
         "exact" returns the k nearest of all. allowed (n,) restricts the vectors. fill goes on to the next anchors until
-        k are found or none are left. order="bucket" ranks the nearest anchor's vectors before those of the next.
+        k are found or none are left. order="bucket" ranks the nearest anchor's vectors before those of the next. Raises
+        InputError for a search that cannot be done, and for numbers that are not finite.
         """
         check_search(k, probes, order)
-        near, usable = self._checked(queries, allowed)
+        points, usable = self._checked(queries, allowed)
         if probes == "exact":
-            return self._search_exact(near, k, usable)
-        return self._search_probed(near, k, min(int(probes), len(self._anchors)), usable, fill, order)
+            return self._search_exact(points, k, usable)
+        return self._search_probed(points, k, min(int(probes), len(self._anchors)), usable, fill, order)
 
     def search_exhaustive(self, queries: npt.ArrayLike, k: int, *, allowed: Mask | None = None) -> Neighbours:
-        """Return the k nearest vectors of each query, shape (queries, d), by looking at all."""
+        """Return the k nearest vectors of each query, shape (queries, d), by looking at all; see `search`."""
         check_search(k)
-        near, usable = self._checked(queries, allowed)
+        points, usable = self._checked(queries, allowed)
         places = slice(0, len(self)) if usable.places is None else usable.places
-        keys = self._nearest_among(near, places, k)
-        scanned = np.full(len(near), usable.starts[-1], dtype=np.int64)
-        return self._neighbours(keys, scanned, [np.zeros(0, dtype=np.int64)] * len(near))
+        keys = self._nearest_among(points, places, k)
+        scanned = np.full(len(points), usable.starts[-1], dtype=np.int64)
+        return self._neighbours(keys, scanned, [np.zeros(0, dtype=np.int64)] * len(points))
 
     # Stage one, over anchors
 
-    def _ranked_anchors(self, near: Queries, count: int) -> Rows:
+    def _ranked_anchors(self, queries: Points, count: int) -> Rows:
         """Return the `count` nearest anchors of each query, nearest first, shape (queries, count).
 
         A product in float32 ranks them; where two of them are too close for it, float64 does.
         """
         if count * 8 > len(self._anchors):
-            return self._sorted_anchors(near)[:, :count]
-        approximate = near.single @ self._anchors_turned
-        approximate += self._anchor_squares
-        twice = 2.0 * near.error[:, None]
+            return self._sorted_anchors(queries)[:, :count]
+        approximate = queries.single @ self._anchors_turned
+        approximate += self._anchor_norms
+        twice = 2.0 * queries.error[:, None]
         if count == 1:
             ranked = approximate.argmin(axis=1)[:, None]
             close = approximate <= approximate.min(axis=1, keepdims=True) + twice.astype(np.float32)
             # Counting by query takes longer, and is seldom needed.
-            if np.count_nonzero(close) == len(near):
+            if np.count_nonzero(close) == len(queries):
                 return ranked
             unsure = np.sum(close, axis=1) > 1
         else:
@@ -232,31 +233,31 @@ class TwoStageIndex:
             ranked = np.take_along_axis(some, by_value, axis=1)[:, :count]
             unsure = (np.diff(np.take_along_axis(values, by_value, axis=1), axis=1) <= twice).any(axis=1)
         if unsure.any():
-            ranked[unsure] = self._sorted_anchors(near[np.flatnonzero(unsure)])[:, :count]
+            ranked[unsure] = self._sorted_anchors(queries[np.flatnonzero(unsure)])[:, :count]
         return ranked
 
-    def _sorted_anchors(self, near: Queries) -> Rows:
-        return np.argsort(squared_distances(near.double, self._anchors.double), axis=1, kind="stable")
+    def _sorted_anchors(self, queries: Points) -> Rows:
+        return np.argsort(squared_distances(queries.double, self._anchors.double), axis=1, kind="stable")
 
     # Stage two, over buckets
 
     def _search_probed(
-        self, near: Queries, k: int, probes: int, usable: _Usable, fill: bool, order: Order
+        self, queries: Points, k: int, probes: int, usable: _Usable, fill: bool, order: Order
     ) -> Neighbours:
         sizes = usable.sizes
-        if len(near) == 1 and order == "distance":
-            ranked = self._ranked_anchors(near, probes)
+        if len(queries) == 1 and order == "distance":
+            ranked = self._ranked_anchors(queries, probes)
             if fill:
-                ranked, _ = self._filled(near, ranked, np.full(1, probes), k, sizes)
+                ranked, _ = self._filled(queries, ranked, np.full(1, probes), k, sizes)
             places = self._places(usable, ranked[0])
-            return self._neighbours(self._nearest_among(near, places, k), np.array([_count(places)]), [ranked[0]])
-        keys = np.empty((len(near), k), dtype=np.int64)
-        scanned = np.empty(len(near), dtype=np.int64)
+            return self._neighbours(self._nearest_among(queries, places, k), np.array([_count(places)]), [ranked[0]])
+        keys = np.empty((len(queries), k), dtype=np.int64)
+        scanned = np.empty(len(queries), dtype=np.int64)
         probed: list[Rows] = []
         one_by_one = order == "distance" and usable.places is not None and len(usable.places) <= FEW_USABLE
         # A block of queries holds its distances to the anchors, and k candidates a bucket.
-        for rows in _blocks(len(near), max(1, BLOCK_CANDIDATES // max(probes * k, len(sizes)))):
-            part = near[rows]
+        for rows in _blocks(len(queries), max(1, BLOCK_CANDIDATES // max(probes * k, len(sizes)))):
+            part = queries[rows]
             ranked, counts = self._ranked_anchors(part, probes), np.full(len(part), probes)
             if fill:
                 ranked, counts = self._filled(part, ranked, counts, k, sizes)
@@ -264,43 +265,43 @@ class TwoStageIndex:
             if one_by_one:
                 for at in range(rows.start, rows.stop):
                     places = self._places(usable, probed[at])
-                    keys[at] = self._nearest_among(near[at : at + 1], places, k)[0]
+                    keys[at] = self._nearest_among(queries[at : at + 1], places, k)[0]
                     scanned[at] = _count(places)
                 continue
             scanned[rows] = np.where(np.arange(ranked.shape[1]) < counts[:, None], sizes[ranked], 0).sum(axis=1)
             keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=order == "bucket")
         return self._neighbours(keys, scanned, probed)
 
-    def _filled(self, near: Queries, ranked: Rows, counts: Rows, k: int, sizes: Rows) -> tuple[Rows, Rows]:
+    def _filled(self, queries: Points, ranked: Rows, counts: Rows, k: int, sizes: Rows) -> tuple[Rows, Rows]:
         """Return anchors by nearness, and how many to probe: more where the buckets of a query hold fewer than k."""
         short = np.flatnonzero(sizes[ranked].sum(axis=1) < k)
         if not len(short):
             return ranked, counts
-        by_nearness = self._sorted_anchors(near[short])
+        by_nearness = self._sorted_anchors(queries[short])
         held = np.cumsum(sizes[by_nearness], axis=1)
         # As many anchors as hold k vectors, or all that there are.
         needed = (held < np.minimum(k, held[:, -1:])).sum(axis=1) + 1
         counts = counts.copy()
         counts[short] = np.maximum(counts[short], needed)
-        wide = np.zeros((len(near), int(counts.max())), dtype=np.int64)
+        wide = np.zeros((len(queries), int(counts.max())), dtype=np.int64)
         wide[:, : ranked.shape[1]] = ranked
         wide[short] = by_nearness[:, : wide.shape[1]]
         return wide, counts
 
-    def _probe(self, near: Queries, ranked: Rows, counts: Rows, k: int, usable: _Usable, *, by_bucket: bool) -> Keys:
+    def _probe(self, queries: Points, ranked: Rows, counts: Rows, k: int, usable: _Usable, *, by_bucket: bool) -> Keys:
         """Search the first `counts` buckets of each query; queries that share a bucket are one matrix product."""
         wide = ranked.shape[1]
-        if len(near) == 1 and not by_bucket:
-            return self._nearest_among(near, self._places(usable, ranked[0, : counts[0]]), k)
+        if len(queries) == 1 and not by_bucket:
+            return self._nearest_among(queries, self._places(usable, ranked[0, : counts[0]]), k)
         at_once = max(1, BLOCK_CANDIDATES // (wide * k))
-        if len(near) > at_once:
+        if len(queries) > at_once:
             # Filling goes on to more anchors than were asked for, to many where k is large.
             parts = [
-                self._probe(near[rows], ranked[rows], counts[rows], k, usable, by_bucket=by_bucket)
-                for rows in _blocks(len(near), at_once)
+                self._probe(queries[rows], ranked[rows], counts[rows], k, usable, by_bucket=by_bucket)
+                for rows in _blocks(len(queries), at_once)
             ]
             return np.concatenate(parts)
-        keys = np.full((len(near), wide, k), NO_KEY, dtype=np.int64)
+        keys = np.full((len(queries), wide, k), NO_KEY, dtype=np.int64)
         asking, rank = np.nonzero(np.arange(wide) < counts[:, None])
         asked = ranked[asking, rank]
         by_asked = np.argsort(asked, kind="stable")
@@ -308,10 +309,10 @@ class TwoStageIndex:
         for first, last in pairwise(np.flatnonzero(np.diff(asked, prepend=-1, append=-1)).tolist()):
             places = usable.bucket(int(asked[first]))
             rows = asking[first:last]
-            keys[rows, rank[first:last]] = self._nearest_among(near[rows], places, k)
+            keys[rows, rank[first:last]] = self._nearest_among(queries[rows], places, k)
         if wide == 1:
             return keys[:, 0]
-        merged = keys.reshape(len(near), wide * k)
+        merged = keys.reshape(len(queries), wide * k)
         if by_bucket:
             # Each bucket's are in order already: those that there are move up.
             first_come = np.argsort(merged == NO_KEY, axis=1, kind="stable")[:, :k]
@@ -320,21 +321,21 @@ class TwoStageIndex:
 
     # Distances
 
-    def _nearest_among(self, near: Queries, places: slice | Rows, k: int) -> Keys:
+    def _nearest_among(self, queries: Points, places: slice | Rows, k: int) -> Keys:
         """Return the keys of the k nearest of some places, ascending, shape (queries, k)."""
         count = _count(places)
-        if len(near) == 1 and count > 2 * k and count * self.dim > FEW_NUMBERS:
-            return self._nearest_of_one(near, places, k)[None]
-        keys = np.full((len(near), k), NO_KEY, dtype=np.int64)
+        if len(queries) == 1 and count > 2 * k and count * self.dim > FEW_NUMBERS:
+            return self._nearest_of_one(queries, places, k)[None]
+        keys = np.full((len(queries), k), NO_KEY, dtype=np.int64)
         for part in _blocks(count):
             held = _part_of(places, part)
-            doubles, squares, rows = self._vectors[held].astype(np.float64), self._squares[held], self._rows[held]
-            for some in _blocks(len(near), max(1, BLOCK_PAIRS // len(rows))):
-                found = least_keys(keys_of_pairs(near[some], doubles, squares, rows), k)
+            doubles, norms, rows = self._vectors[held].astype(np.float64), self._squared_norms[held], self._rows[held]
+            for some in _blocks(len(queries), max(1, BLOCK_PAIRS // len(rows))):
+                found = least_keys(keys_of_pairs(queries[some], doubles, norms, rows), k)
                 keys[some] = found if part.start == 0 else least_keys(np.concatenate([keys[some], found], axis=1), k)
         return keys
 
-    def _nearest_of_one(self, near: Queries, places: slice | Rows, k: int) -> Keys:
+    def _nearest_of_one(self, queries: Points, places: slice | Rows, k: int) -> Keys:
         """Return the keys of one query's k nearest of some places, ascending, shape (k,).
 
         A product in float32 selects. With T a squared distance, A what the product gives for it and E its error,
@@ -342,20 +343,20 @@ class TwoStageIndex:
         being rounded to float32, has A <= (a + E)(1 + 4 UNIT) + E.
         """
         count = _count(places)
-        query, square, error = near.single[0], float(near.squares[0]), float(near.error[0])
+        query, square, error = queries.single[0], float(queries.squared_norms[0]), float(queries.error[0])
         best, worst = np.full(k, NO_KEY, dtype=np.int64), np.inf
         for part in _blocks(count):
             held = _part_of(places, part)
             chosen = held
             if part.stop - part.start > k:
                 approximate = self._vectors[held].astype(np.float32, copy=False) @ query
-                squared = self._squares[held] - 2.0 * approximate
+                squared = self._squared_norms[held] - 2.0 * approximate
                 limit = float(np.partition(squared, k - 1)[k - 1]) + square + error
                 limit = min(limit, worst) * (1 + 4 * UNIT) + error - square
                 at = np.flatnonzero(squared <= limit)
                 chosen = at + held.start if isinstance(held, slice) else held[at]
             found = keys_of_pairs(
-                near, self._vectors[chosen].astype(np.float64), self._squares[chosen], self._rows[chosen]
+                queries, self._vectors[chosen].astype(np.float64), self._squared_norms[chosen], self._rows[chosen]
             )[0]
             best = least_keys(np.concatenate([best, found]) if part.start else found, k)
             if part.stop < count:
@@ -374,19 +375,19 @@ class TwoStageIndex:
 
     # Exact search
 
-    def _search_exact(self, near: Queries, k: int, usable: _Usable) -> Neighbours:
-        keys = np.empty((len(near), k), dtype=np.int64)
-        scanned = np.empty(len(near), dtype=np.int64)
+    def _search_exact(self, queries: Points, k: int, usable: _Usable) -> Neighbours:
+        keys = np.empty((len(queries), k), dtype=np.int64)
+        scanned = np.empty(len(queries), dtype=np.int64)
         probed: list[Rows] = []
         sizes = usable.sizes
-        for rows in _blocks(len(near), max(1, BLOCK_CANDIDATES // max(k, 4 * len(sizes)))):
-            part = near[rows]
+        for rows in _blocks(len(queries), max(1, BLOCK_CANDIDATES // max(k, 4 * len(sizes)))):
+            part = queries[rows]
             squared = squared_distances(part.double, self._anchors.double)
             own = squared.argmin(axis=1)
             # The own bucket, or as many as hold k vectors, gives a limit that the others are held against.
             ranked, counts = self._filled(part, own[:, None], np.ones(len(part), dtype=np.int64), k, sizes)
             keys[rows] = self._probe(part, ranked, counts, k, usable, by_bucket=False)
-            slacks = slack(part.squares, self._anchors, self._largest)
+            slacks = slack(part.squared_norms, self._anchors, self._largest)
             limit = _limit(keys[rows][:, -1], slacks)
             within = self._bounds.least_distances(squared, own) <= limit[:, None]
             for row, at in enumerate(range(rows.start, rows.stop)):
@@ -404,7 +405,7 @@ class TwoStageIndex:
         return self._neighbours(keys, scanned, probed)
 
     def _finish(
-        self, near: Queries, buckets: Mask, seen: Rows, usable: _Usable, best: Keys, slack: float
+        self, queries: Points, buckets: Mask, seen: Rows, usable: _Usable, best: Keys, slack: float
     ) -> tuple[Keys, Rows]:
         """Return the best of one query's keys and of more buckets, (anchors,), and the places it was compared with.
 
@@ -415,11 +416,11 @@ class TwoStageIndex:
         # Where many of them are to be looked at, gathering them would take longer than looking at all.
         whole = usable.places is None and 16 * int(usable.sizes[buckets].sum()) > len(self)
         places = slice(0, len(self)) if whole else self._places(usable, np.flatnonzero(buckets))
-        bounds, square = sketch.squared_distances(near.double, places)
+        bounds, square = sketch.squared_distances(queries.double, places)
         if whole:
             for bucket in seen:
                 bounds[usable.bucket(int(bucket))] = np.nan  # within no limit: they were compared already
-        error = sketch.error(float(np.sqrt(near.squares[0])) + self._largest)
+        error = sketch.error(float(np.sqrt(queries.squared_norms[0])) + self._largest)
 
         def within(of: Vectors) -> Rows:
             limit = float(_limit(best[-1:], slack)[0]) ** 2 + error - square
@@ -435,7 +436,7 @@ class TwoStageIndex:
             chosen = chosen[within(bounds[chosen])]
             at = chosen + places.start if isinstance(places, slice) else places[chosen]
             compared.append(at)
-            best = least_keys(np.concatenate([best, self._nearest_of_one(near, at, k)]), k)
+            best = least_keys(np.concatenate([best, self._nearest_of_one(queries, at, k)]), k)
         return best, np.concatenate(compared)
 
     @cached_property
@@ -454,20 +455,20 @@ class TwoStageIndex:
 
     # What is given
 
-    def _checked(self, queries: npt.ArrayLike, allowed: Mask | None) -> tuple[Queries, _Usable]:
+    def _checked(self, queries: npt.ArrayLike, allowed: Mask | None) -> tuple[Points, _Usable]:
         given = _matrix(queries, "queries", np.float32)
         if given.shape[1] != self.dim:
             raise InputError(f"queries have {given.shape[1]} dimensions, the index {self.dim}")
-        near = Queries.of(given, self._largest)
-        if not np.isfinite(near.squares).all():
+        points = Points.of(given, self._largest)
+        if not np.isfinite(points.squared_norms).all():
             _check_finite(given, "queries")
         if allowed is None:
-            return near, self._all
+            return points, self._all
         if allowed.shape != (len(self),) or allowed.dtype != np.bool_:
             raise InputError(f"allowed must be {len(self)} booleans, one for each vector")
         places = np.flatnonzero(allowed[self._rows])
         starts = np.searchsorted(places, self._starts).astype(np.int64)
-        return near, _Usable(places, starts, np.diff(starts))
+        return points, _Usable(places, starts, np.diff(starts))
 
 
 def check_search(k: int, probes: Probes = "exact", order: Order = "distance") -> None:

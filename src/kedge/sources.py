@@ -23,7 +23,7 @@ from kedge.errors import InputError, first_line, nearest_name
 from kedge.picture import SUFFIXES, find_pictures
 from kedge.stores import is_url, list_store
 
-__all__ = ["Sources", "Stamp", "column_of", "list_sources", "read_list"]
+__all__ = ["Labels", "Sources", "Stamp", "column_of", "list_sources"]
 
 Labels = Literal["folder", "none"] | str | Path
 

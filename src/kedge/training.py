@@ -1,7 +1,6 @@
 """Training: labelled pictures -> a model folder, whole or absent, and resumable until it is whole."""
 
 import errno
-import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from kedge.evaluation import evaluate_dataset
 from kedge.export import export_encoder
 from kedge.losses import ClassAnchorMargin, LossRecipe, loss_recipe
 from kedge.measurement import exhaustive_scores
-from kedge.model import ANCHORS, METRICS, REPORT, SPLITS, Distance, Model, ModelCard, Preprocessing
+from kedge.model import ANCHORS, METRICS, REPORT, Distance, Model, ModelCard, Preprocessing, write_splits
 from kedge.network import SMALL_BACKBONE, Network, StoredEmbedding, earlier_dim, sharpened
 from kedge.page import gather_material, report_page
 from kedge.torch_device import training_device, training_precision, whole_float32
@@ -68,23 +67,12 @@ def train(
     of, by other `READ_OUT` settings. Raises InputError before anything is written, DivergedError when the loss is not
     finite or all embeddings are the same.
     """
-    out = Path(out)
-    if not out.name:
-        raise ModelError(f"'{out}' is no name of a folder to write: give --out one that is not there yet")
-    above = next((parent for parent in out.parents if parent.exists()), out.parent)
-    if above.is_file():
-        raise ModelError(f"{above} is a file: --out names a folder that is not there yet, in another folder")
     config = TrainingConfig.of(settings)
     recipe = loss_recipe(config.loss)
     if tried:
         recipe.check(TrainingConfig.of(tried).model_dump(exclude_unset=True))
-    partial = Path(state) if state else out.with_name(out.name + ".partial")
-    if out.exists() and not resume:
-        raise ModelError(f"{out} exists already: choose another --out, or remove it first")
-    if partial.exists() and not resume:
-        lock_run(partial).release()  # one that still runs is not to be removed
-        raise ModelError(f"{partial} holds an unfinished run: go on with --resume, or remove it first")
-
+    out = Path(out)
+    partial = _unfinished(out, state, resume)
     dataset = load_dataset(
         data,
         seed=config.seed,
@@ -112,8 +100,9 @@ def train(
         if not len(dataset.test):
             _say("no picture is left to test on: nothing will be measured", quiet or not evaluate)
 
-        training_pictures = _decode(dataset.train, resolved.image_size or 0, quiet)
-        validation_pictures = _decode(dataset.validation, resolved.image_size or 0, quiet)
+        size = resolved.image_size or 0
+        training_pictures = _decode(dataset.train, size, quiet)
+        validation_pictures = _decode(dataset.validation, size, quiet)
         _check_classes(dataset, training_pictures)
         if loss is not None:
             module = EmbeddingTraining(network, loss, resolved, len(dataset.classes), _augmentation(network, resolved))
@@ -121,23 +110,9 @@ def train(
         stage = partial / "model"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
-        stored = StoredEmbedding(
-            network,
-            resolved.features,
-            classifier=_classifier(loss, resolved),
-            sharpening=resolved.sharpening or 1.0,
-            mirrored=resolved.mirrored,
-        )
-        stored.to(training_device()).eval()
-        if resolved.features == "joint":
-            _centre(stored, training_pictures)
+        stored = _stored(network, loss, resolved, training_pictures)
         encoded, held_out = _encode(stored, training_pictures), _encode(stored, validation_pictures)
-        if not torch.isfinite(encoded.inputs).all():
-            raise DivergedError("the trained network makes embeddings that are not finite: lower the learning rate")
-        if all_the_same(encoded.inputs.numpy()):
-            raise DivergedError(
-                "the trained network makes one embedding of all pictures: lower the learning rate or the weight decay"
-            )
+        _check_embeddings(encoded.inputs)
         learned = _learned_anchors(loss, recipe, resolved)
         if stored.sharpening > 1.0:
             around = torch.from_numpy(_anchors(dataset.classes, learned, encoded, "cosine").vectors)
@@ -150,8 +125,8 @@ def train(
         distance, scores = _choose_distance(resolved, recipe, held_out, encoded)
         anchors = _anchors(dataset.classes, learned, encoded, distance)
         calibration = _calibrate(held_out, anchors, distance)
-        export_encoder(stored, stage, resolved.image_size or 0)
-        (stage / SPLITS).write_text(json.dumps(dataset.membership()), "utf-8")
+        export_encoder(stored, stage, size)
+        write_splits(stage, dataset.membership())
         if (partial / METRICS).is_file():
             shutil.copy(partial / METRICS, stage / METRICS)
         trained = {"data": place_of(data), "pictures": dataset.fingerprint, **dataset.describe()}
@@ -163,7 +138,7 @@ def train(
             classes=anchors.names,
             dim=anchors.dim,
             distance=distance,
-            preprocessing=Preprocessing(image_size=resolved.image_size or 0),
+            preprocessing=Preprocessing(image_size=size),
             trained=trained,
             scores=scores,
             anchor_distances=calibration.quantiles if calibration else None,
@@ -176,6 +151,22 @@ def train(
     if not state:
         shutil.rmtree(partial)
     return Model.load(out)
+
+
+def _unfinished(out: Path, state: str | Path | None, resume: bool) -> Path:
+    """Return where the state of a run lies; raise ModelError where its model or another run is in the way."""
+    if not out.name:
+        raise ModelError(f"'{out}' is no name of a folder to write: give --out one that is not there yet")
+    above = next((parent for parent in out.parents if parent.exists()), out.parent)
+    if above.is_file():
+        raise ModelError(f"{above} is a file: --out names a folder that is not there yet, in another folder")
+    partial = Path(state) if state else out.with_name(out.name + ".partial")
+    if out.exists() and not resume:
+        raise ModelError(f"{out} exists already: choose another --out, or remove it first")
+    if partial.exists() and not resume:
+        lock_run(partial).release()  # one that still runs is not to be removed
+        raise ModelError(f"{partial} holds an unfinished run: go on with --resume, or remove it first")
+    return partial
 
 
 def _report(folder: Path, dataset: Dataset, evaluate: bool, quiet: bool) -> None:
@@ -227,6 +218,33 @@ def _build_network(settings: TrainingConfig, recipe: LossRecipe, classes: int) -
     if settings.features == "joint":
         earlier_dim(network)  # before it is trained, for what cannot be stored of it
     return network
+
+
+def _stored(
+    network: Network, loss: torch.nn.Module | None, settings: TrainingConfig, pictures: LabelledBatches
+) -> StoredEmbedding:
+    """Return the trained network as it is read out: what becomes of a picture that is stored."""
+    stored = StoredEmbedding(
+        network,
+        settings.features,
+        classifier=_classifier(loss, settings),
+        sharpening=settings.sharpening or 1.0,
+        mirrored=settings.mirrored,
+    )
+    stored.to(training_device()).eval()
+    if settings.features == "joint":
+        _centre(stored, pictures)
+    return stored
+
+
+def _check_embeddings(embeddings: Tensor) -> None:
+    """Raise DivergedError for embeddings (n, d) that tell no pictures apart."""
+    if not torch.isfinite(embeddings).all():
+        raise DivergedError("the trained network makes embeddings that are not finite: lower the learning rate")
+    if all_the_same(embeddings.numpy()):
+        raise DivergedError(
+            "the trained network makes one embedding of all pictures: lower the learning rate or the weight decay"
+        )
 
 
 def _classifier(loss: torch.nn.Module | None, settings: TrainingConfig) -> torch.nn.Linear | None:

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import math
-import os
 import signal
 import sys
 import time
@@ -28,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from kedge.atomic_write import write_atomically
 from kedge.augmentation import Augmentation, mixed_up
 from kedge.batches import LabelledBatches, ShuffledRows, seeded
 from kedge.config import TrainingConfig
-from kedge.errors import DivergedError, InputError, WorkError
+from kedge.errors import DivergedError, InputError, WorkError, first_line
 from kedge.losses import ClassAnchorMargin
 from kedge.metrics import leave_one_out_map
 from kedge.model import METRICS
@@ -241,19 +241,15 @@ class _CheckpointIO(TorchCheckpointIO):
         # In memory first: torch aborts when Ctrl-C closes the file that it writes to.
         whole = io.BytesIO()
         torch.save(checkpoint, whole)
-        new = Path(path).with_suffix(".new")
-        with new.open("wb") as file:
-            file.write(whole.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        write_atomically(Path(path), whole.getbuffer())
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         try:
             return super().load_checkpoint(path, *args, **options)
         except (RuntimeError, EOFError, UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else "it is empty"
-            raise InputError(f"{path} cannot be read ({reason}): remove {Path(path).parent}, train anew") from error
+            raise InputError(
+                f"{path} cannot be read ({first_line(error)}): remove {Path(path).parent}, train anew"
+            ) from error
 
 
 def fit(

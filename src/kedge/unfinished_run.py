@@ -1,4 +1,4 @@
-"""UnfinishedRun: the folder in which a training's state lies, and whether a run that goes on is the one that was begun.
+"""Unfinished run: the folder in which a training's state lies, and whether one that goes on is that which was begun.
 
 settings.json   what the run was asked for, and a digest of the pictures
 resume.ckpt     network, loss, optimiser and schedule after the last whole epoch
@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from kedge.atomic_write import write_atomically
 from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset
 from kedge.errors import DivergedError, InputError, KedgeError
@@ -50,8 +51,7 @@ def begin_run(partial: Path, settings: TrainingConfig, data: str, dataset: Datas
     partial.mkdir(parents=True, exist_ok=True)
     held = lock_run(partial)
     # In one step: a run that is killed here can go on.
-    path.with_suffix(".new").write_text(json.dumps(asked, indent=2), "utf-8")
-    path.with_suffix(".new").replace(path)
+    write_atomically(path, json.dumps(asked, indent=2))
     try:
         with held:
             yield
@@ -79,9 +79,7 @@ def check_whole(out: Path, settings: TrainingConfig, data: str, dataset: Dataset
         asked.pop("precision")  # the card says which one it was
     _check_same(out, asked, model.card.trained)
     same = model.card.trained.get("pictures") == dataset.fingerprint
-    if not same or model.splits() != {
-        content: split for split, contents in dataset.membership().items() for content in contents
-    }:
+    if not same or model.splits() != dataset.membership():
         raise InputError(f"the pictures of {data} have changed since {out} was trained: remove it, train anew")
     return model
 

@@ -53,7 +53,7 @@ def add(
     json_: Json = False,
 ) -> None:
     """Embed pictures and file them in a gallery; those that cannot be read are skipped and named."""
-    from kedge.progress import progress_bar
+    from kedge.cli.progress import progress_bar
 
     running = cast("RuntimeName", runtime)
     with kedge.Gallery.open(gallery, runtime=running) as opened, progress_bar("adding") as progress:
@@ -79,7 +79,7 @@ def reindex(
     json_: Json = False,
 ) -> None:
     """Embed a gallery's pictures anew with another model, which takes over when all is done."""
-    from kedge.progress import progress_bar
+    from kedge.cli.progress import progress_bar
 
     running = cast("RuntimeName", runtime)
     with kedge.Gallery.open(gallery, runtime=running) as opened, progress_bar("embedding") as progress:

@@ -123,9 +123,9 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Train and measure losses side by side; lists are separated by commas. Goes on where it was stopped."""
+    from kedge.cli.progress import comparison_progress
     from kedge.grid import Grid
     from kedge.page import comparison_summary
-    from kedge.progress import comparison_progress
 
     flags: dict[str, Any] = {
         "datasets": data,

@@ -3,23 +3,19 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from kedge.datasets.dataset import Dataset, Decoded, Listing, Split, SplitName, divide
+from kedge.datasets.dataset import Dataset, Listing, Split, SplitName, divide
 from kedge.datasets.folder import list_folder
 from kedge.datasets.published import PUBLISHED, cache_folder
-from kedge.datasets.table import list_table, read_columns
+from kedge.datasets.table import list_table
 from kedge.errors import ConfigError, DatasetError, nearest_name
 
 __all__ = [
     "PUBLISHED",
     "Dataset",
-    "Decoded",
-    "Listing",
     "Split",
-    "SplitName",
     "cache_folder",
     "load_dataset",
     "place_of",
-    "read_columns",
 ]
 
 

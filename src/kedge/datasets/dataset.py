@@ -130,11 +130,10 @@ class Dataset:
         ]
         return sha256(json.dumps([self.classes, *parts]).encode()).hexdigest()[:16]
 
-    def membership(self) -> dict[SplitName, list[str]]:
-        """Return which contents are in which split; those that a few-shot draw left out count as train."""
-        tested, held_out = set(self.test.hashes), set(self.validation.hashes)
-        trained = [content for content in self.gallery.hashes if content not in held_out]
-        return {"train": sorted(set(trained)), "validation": sorted(held_out), "test": sorted(tested)}
+    def membership(self) -> dict[str, SplitName]:
+        """Return the split of each content; those that a few-shot draw left out count as train."""
+        splits: dict[str, SplitName] = dict.fromkeys(self.gallery.hashes, "train")
+        return splits | dict.fromkeys(self.validation.hashes, "validation") | dict.fromkeys(self.test.hashes, "test")
 
     def of_classes(self, names: Collection[str]) -> "Dataset":
         """Return the pictures of some of the classes; the others' are left out, and classes numbered anew."""

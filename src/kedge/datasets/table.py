@@ -8,14 +8,15 @@ from typing import Any, get_args
 from kedge.datasets.dataset import Listed, Listing, SplitName
 from kedge.errors import DatasetError, first_line
 
-__all__ = ["list_table", "read_columns"]
+__all__ = ["list_table"]
 
+COLUMNS = ("path", "label", "split")
 SPLITS = {name: name for name in get_args(SplitName)} | {"val": "validation", "valid": "validation"}
 
 
 def list_table(path: Path) -> Listing:
     """List a file with the columns path, label and, if there is one, split; paths are relative to the file's folder."""
-    columns = read_columns(path, needed=("path", "label"), optional=("split",))
+    columns = _read_columns(path)
     splits = columns.get("split", [""] * len(columns["path"]))
     rows = []
     for number, (picture, label, split) in enumerate(zip(columns["path"], columns["label"], splits, strict=True), 1):
@@ -36,26 +37,23 @@ def list_table(path: Path) -> Listing:
     return Listing(path.stem, tuple(rows))
 
 
-def read_columns(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """Return columns of a CSV or Parquet file as text; raise DatasetError naming what is missing and what there is."""
+def _read_columns(path: Path) -> dict[str, list[str]]:
+    """Return the columns of a file as text; raise DatasetError naming what is missing and what there is."""
     try:
-        wanted = (*needed, *optional)
-        columns = _read_parquet(path, wanted) if path.suffix.lower() == ".parquet" else _read_csv(path, wanted)
+        columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except (OSError, csv.Error, ValueError) as error:
         raise DatasetError(
             f"{path} cannot be read as a table ({first_line(error)}): give a CSV in UTF-8 or a Parquet file"
         ) from error
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        there = ", ".join(columns) or "none"
-        raise DatasetError(
-            f"{path} has no column '{missing[0]}' (it has: {there}): name the columns {', '.join(needed)}"
-        )
-    return {name: columns[name] for name in (*needed, *optional) if name in columns}
+    for name in ("path", "label"):
+        if name not in columns:
+            there = ", ".join(columns) or "none"
+            raise DatasetError(f"{path} has no column '{name}' (it has: {there}): name the columns path, label")
+    return columns
 
 
-def _check_once(names: Sequence[str], wanted: tuple[str, ...]) -> None:
-    twice = [name for name in wanted if names.count(name) > 1]
+def _check_once(names: Sequence[str]) -> None:
+    twice = [name for name in COLUMNS if names.count(name) > 1]
     if twice:
         raise ValueError(f"it has the column '{twice[0]}' twice")
 
@@ -67,20 +65,20 @@ def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _read_csv(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
+def _read_csv(path: Path) -> dict[str, list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         rows = list(reader)
-        _check_once(reader.fieldnames or (), wanted)
+        _check_once(reader.fieldnames or ())
         return {name: [row[name] or "" for row in rows] for name in reader.fieldnames or ()}
 
 
-def _read_parquet(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
+def _read_parquet(path: Path) -> dict[str, list[str]]:
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        _check_once(names, wanted)
+        _check_once(names)
         # Other columns, embeddings say, may be far larger: they are named, not read.
-        table = file.read(columns=[name for name in names if name in wanted])
-        return {name: [_text(value) for value in table[name].to_pylist()] if name in wanted else [] for name in names}
+        table = file.read(columns=[name for name in names if name in COLUMNS])
+        return {name: [_text(value) for value in table[name].to_pylist()] if name in COLUMNS else [] for name in names}

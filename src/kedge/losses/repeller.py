@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kedge.errors import InputError
 
-__all__ = ["PairWatch", "Reduction", "full_repeller", "sampled_repeller"]
+__all__ = ["MOST_SUMMED", "ROWS", "TINY", "PairWatch", "Reduction", "full_repeller", "sampled_repeller"]
 
 Reduction = Literal["sum", "mean"]
 

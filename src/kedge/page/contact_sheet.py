@@ -8,22 +8,22 @@ from kedge.page.layout import escape, frame, percent, picture_tag
 
 __all__ = ["contact_sheet"]
 
+TITLE = "What the search found"
+# Letters of a path that have room under a picture.
+SHOWN_OF_PATH = 26
+
 
 def contact_sheet(
     results: Sequence[SearchResult],
     queries: Sequence[bytes],
     thumbnails: Mapping[str, bytes],
-    *,
-    title: str = "What the search found",
 ) -> str:
     """Return a page with each query and its hits, best first; everything is inside the one file.
 
     queries: a JPEG of each; thumbnails: JPEGs by the hits' ids.
     """
     count = len(results)
-    head = (
-        f"<h1>{escape(title)}</h1>\n<p class='soft'>{count} {'query' if count == 1 else 'queries'}, hits best first. "
-    )
+    head = f"<h1>{TITLE}</h1>\n<p class='soft'>{count} {'query' if count == 1 else 'queries'}, hits best first. "
     head += "Each query was compared with the anchors, then with the pictures filed under the nearest ones.</p>"
     if count > 3:
         links = "".join(f"<li><a href='#q{row}'>{escape(_name(result))}</a></li>" for row, result in enumerate(results))
@@ -35,7 +35,7 @@ def contact_sheet(
         _query(row, result, jpeg, thumbnails, hues)
         for row, (result, jpeg) in enumerate(zip(results, queries, strict=True))
     ]
-    return frame(title, "\n".join([head, *sections]))
+    return frame(TITLE, "\n".join([head, *sections]))
 
 
 def _query(
@@ -80,11 +80,12 @@ def _name(result: SearchResult) -> str:
     return PurePath(result.query).name or result.query
 
 
-def _short(path: str, label: str | None, most: int = 26) -> str:
+def _short(path: str, label: str | None) -> str:
     """Return the end of a path, which tells pictures apart; without the folder where that is the label."""
     parts = PurePath(path).parts[-2:]
     short = "/".join(parts[1:] if parts[:1] == (label,) else parts) if len(parts) == 2 else path
-    return short if len(short) <= most else f"{short[: most // 2 - 1]}…{short[-most // 2 :]}"
+    half = SHOWN_OF_PATH // 2
+    return short if len(short) <= SHOWN_OF_PATH else f"{short[: half - 1]}…{short[-half:]}"
 
 
 def _figure(distance: float) -> str:

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-__all__ = ["data_url", "escape", "frame", "percent", "picture_tag"]
+__all__ = ["escape", "frame", "percent", "picture_tag"]
 
 STYLE = """
 :root { --ink:#1d2126; --soft:#5d6673; --line:#dfe3e8; --ground:#fafafa; --card:#fff; --accent:#0b6e99; --tint:#e6f1f6;
@@ -94,18 +94,14 @@ def frame(title: str, body: str) -> str:
     )
 
 
-def percent(share: float, digits: int = 1) -> str:
+def percent(share: float) -> str:
     """Return a share as percent: 0.1234 -> 12.3 %."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def data_url(jpeg: bytes) -> str:
-    """Return a picture as a URL that holds it."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+    return f"{100 * share:.1f} %"
 
 
 def picture_tag(jpeg: bytes, description: str) -> str:
     """Return an image that says what it shows; small ones keep their pixels sharp when enlarged."""
     with Image.open(io.BytesIO(jpeg)) as image:
         small = ' class="small"' if max(image.size) < SMALL else ""
-    return f'<img{small} src="{data_url(jpeg)}" alt="{escape(description)}">'
+    held = base64.b64encode(jpeg).decode("ascii")
+    return f'<img{small} src="data:image/jpeg;base64,{held}" alt="{escape(description)}">'

@@ -21,7 +21,7 @@ from kedge.model import REPORT, Model
 from kedge.page import plots
 from kedge.page.layout import escape, frame, percent, picture_tag
 from kedge.page.writing import placing, write_page
-from kedge.picture import read_picture, thumbnail
+from kedge.picture import THUMBNAIL_SIDE, read_picture, thumbnail
 from kedge.runtime import Runtime
 
 __all__ = ["ReportMaterial", "evaluate_to_page", "gather_material", "report_page"]
@@ -60,7 +60,7 @@ def gather_material(model: Model, dataset: Dataset, *, runtime: Runtime = "auto"
         shown = examples.setdefault(dataset.classes[label], [])
         if len(shown) < EXAMPLES:
             try:
-                shown.append(thumbnail(read_picture(path, at_least=256).image))
+                shown.append(thumbnail(read_picture(path, at_least=THUMBNAIL_SIDE).image))
             except PictureError:
                 continue
     vectors = encoder.encode(decoded.pixels)

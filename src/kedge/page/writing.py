@@ -1,29 +1,19 @@
 """Writing: a page stands in its place whole, or what stood there before."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kedge.atomic_write import write_atomically
 from kedge.errors import InputError
 
 __all__ = ["placing", "write_page"]
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page beside its place and rename it; raise InputError where that cannot be done."""
-    partial: Path | None = None
+    """Write a page in one step; raise InputError where that cannot be done."""
     with placing(path):
-        try:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-                partial = Path(file.name)
-                file.write(text)
-            partial.chmod(0o644)
-            partial.replace(path)
-        except OSError:
-            if partial:
-                partial.unlink(missing_ok=True)
-            raise
+        write_atomically(path, text)
 
 
 @contextmanager
