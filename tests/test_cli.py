@@ -159,7 +159,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one_and_the_hits(place, tm
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kedge.page.writing.tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("kedge.atomic_write.os.fsync", full)
     monkeypatch.setattr(sys, "argv", ["kedge", "search", str(place / "gallery"), str(query), "--html", str(page)])
     with pytest.raises(SystemExit) as stopped:
         main()
