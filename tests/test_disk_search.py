@@ -82,6 +82,41 @@ def test_both_engines_answer_as_a_list_in_plain_python_does(steps, seed, model, 
     assert disk.check() == []
 
 
+@pytest.mark.parametrize("asked", [{"where": "label = 'c7'"}, {"order": "bucket", "k": 200}, {"k": 400}])
+def test_far_anchors_are_looked_into_as_near_ones_are(asked, tmp_path):
+    names = [f"c{number}" for number in range(30)]
+    model, random = make_model(tmp_path / "model", classes=names), np.random.default_rng(0)
+    labels = random.integers(len(names), size=600)
+    vectors = unit_length(model.search_anchors.vectors[labels] + 0.1 * random.normal(size=(600, model.card.dim)))
+    memory = Gallery.create(tmp_path / "gallery", model)
+    memory.add_vectors(vectors, labels=[names[label] for label in labels])
+    disk = Gallery.open(tmp_path / "gallery", on_disk=True)
+    queries = vectors[:20]
+    assert told(disk.search_vectors(queries, **{"k": 5, **asked})) == told(
+        memory.search_vectors(queries, **{"k": 5, **asked})
+    )
+    for emptied in range(8):
+        memory.remove(where=f"label = 'c{emptied}'")
+    options = {"k": 5, "where": asked.get("where", "").replace("c7", "c9") or None}
+    for one, other in zip(
+        disk.search_vectors(queries, probes="exact", **options),
+        memory.search_vectors(queries, probes="exact", **options),
+        strict=True,
+    ):
+        assert [hit.id for hit in one.hits] == [hit.id for hit in other.hits]
+        assert len(one.hits) == 5
+
+
+def test_what_lies_between_two_anchors_is_found_however_lance_files_it(tmp_path):
+    names = [f"c{number}" for number in range(30)]
+    model = make_model(tmp_path / "model", classes=names, distance="l2", dim=32)
+    anchors = model.search_anchors.vectors
+    first, second = np.triu_indices(len(names), 1)
+    Gallery.create(tmp_path / "gallery", model).add_vectors((anchors[first] + anchors[second]) / 2)
+    disk = Gallery.open(tmp_path / "gallery", on_disk=True)
+    assert {len(result.hits) for result in disk.search_vectors(anchors, 300)} == {300}
+
+
 def test_settings_that_cannot_be_are_said(model, tmp_path):
     Gallery.create(tmp_path / "gallery", model)
     with pytest.raises(InputError, match="not both"):

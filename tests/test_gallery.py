@@ -252,7 +252,28 @@ def test_of_copies_the_one_with_a_label_gives_it(gallery, tmp_path, monkeypatch,
     labels.write_text("path,label\n2.png,red\n3.png,\n")
     report = gallery.add(first, second, third, labels=labels)
     assert (report.added, report.failed) == (1, ())
-    assert rows(gallery, "path", "label") == [{"path": str(second), "label": "red"}]
+    # What is stored stays where it is, as long as it is there.
+    assert rows(gallery, "path", "label") == [{"path": str(first if chunk == 1 else second), "label": "red"}]
+    version = gallery._table.version
+    assert counts(gallery.add(first, second, third, labels=labels)) == (0, 0, 3, 0)
+    assert gallery._table.version == version
+    (first if chunk == 1 else second).unlink()
+    assert counts(gallery.add(third)) == (0, 1, 0, 0)
+    assert rows(gallery, "path", "label") == [{"path": str(third), "label": "red"}]
+
+
+def test_a_picture_that_another_adds_while_its_file_changes_stays(gallery, tmp_path):
+    path = picture(tmp_path / "red" / "a.png", 0, 1)
+    with Gallery.open(gallery.folder) as other:
+
+        def change(_stage, done, total):
+            if done == total and not other.count():
+                picture(path, 1, 2)
+                other.add(tmp_path / "red")
+
+        gallery.add(tmp_path / "red", progress=change)
+    assert rows(gallery, "path", "anchor") == [{"path": str(path), "anchor": "green"}]
+    assert counts(gallery.add(tmp_path / "red")) == (0, 0, 1, 0)
 
 
 def test_broken_pictures_are_left_out_and_named(gallery, tmp_path):
@@ -644,7 +665,9 @@ def test_vectors_are_added_found_and_updated(gallery, tmp_path):
         pa.table({"embedding": list(unit_vectors(3, seed=9)), "path": ["a", "b", "c"]}), tmp_path / "v.parquet"
     )
     assert counts(gallery.add(tmp_path / "v.parquet", metadata={"row": -1})) == (3, 0, 0, 0)
+    version = gallery._table.version
     assert counts(gallery.add(tmp_path / "v.parquet")) == (0, 0, 3, 0)
+    assert gallery._table.version == version
     assert gallery.count("path IN ('a', 'c') AND row = -1") == 2
 
 
@@ -655,6 +678,7 @@ def test_vectors_are_added_found_and_updated(gallery, tmp_path):
         (unit_vectors(3)[0], {}, r"shape \(n, 16\)"),
         (unit_vectors(3) * [[1], [np.nan], [1]], {}, "embedding 1 holds a number that is not finite"),
         (unit_vectors(3).astype(np.float64) * 1e300, {}, "not finite"),
+        (unit_vectors(3) * [[1], [1e19], [1]], {}, "embedding 1 is longer than 1e"),
         (unit_vectors(3) * [[1], [1], [1.01]], {}, "embedding 2 has length 1.01.*divide"),
         (unit_vectors(3), {"ids": ["a", "b", "a"]}, "'a' is given twice"),
         (unit_vectors(3), {"ids": ["a", "b"]}, "with 2 ids"),
@@ -738,6 +762,13 @@ def test_a_wrong_search_says_what_there_is(gallery, photos):
         gallery.search(query, where="lable = 'red'")
     with pytest.raises(InputError, match="texts are put in quotes"):
         gallery.count("label = 3")
+    for where in ("width = ?", "width = $1"):
+        with pytest.raises(InputError, match="write the value itself"):
+            gallery.search(query, where=where)
+    assert gallery.count("label = 'what?' or label = '$1'") == 0
+    for where in ("sum(width) > 3", "count(*) > 1", "row_number() over () = 1"):
+        with pytest.raises(InputError, match="several pictures together, as sum"):
+            gallery.search(query, where=where)
     for where in ("label ===", "cast(label as int) > 3", "width / 0 > 1", "label = 'red"):
         with pytest.raises(InputError, match="cannot be used"):
             gallery.search(query, where=where)

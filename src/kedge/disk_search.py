@@ -68,25 +68,32 @@ class DiskIndex:
         groups = [probed] if order == "distance" else [probed[at : at + 1] for at in range(len(probed))]
         said: list[pa.Table] = []
         distances: list[npt.NDArray[np.float32]] = []
+        nearest = 0
         for group in groups:
             missing = k - sum(len(rows) for rows in said)
             if missing < 1:
                 break
-            rows, values = self._nearest(query, group, missing, where)
-            said.append(rows)
+            nearest += len(group)  # so many anchors lie no farther than the last of the group
+            partitions = nearest + _SPARE_PROBES if self._by_nearest and probes != "exact" else None
+            found, values = self._nearest(query, group, missing, where, partitions)
+            if partitions is not None and len(found) < min(missing, int(sizes[group].sum())):
+                # What lies as near to two anchors Lance may hold in the other's partition.
+                found, values = self._nearest(query, group, missing, where, None)
+            said.append(found)
             distances.append(values)
         return Found(pa.concat_tables(said), np.concatenate(distances), probed, int(sizes[probed].sum()))
 
     def _nearest(
-        self, query: npt.NDArray[np.float32], anchors: Rows, k: int, where: str | None
+        self, query: npt.NDArray[np.float32], anchors: Rows, k: int, where: str | None, partitions: int | None
     ) -> tuple[pa.Table, npt.NDArray[np.float32]]:
+        """Return the k nearest rows under some anchors, from the partitions nearest the query, None: from all."""
         every = len(anchors) == len(self._anchors)
         rows = self._table.nearest(
             query,
             k + _SPARE,
             anchors=None if every else [self._anchors.names[anchor] for anchor in anchors],
             where=where,
-            probes=min(len(anchors) + _SPARE_PROBES, len(self._anchors)) if self._by_nearest and not every else None,
+            probes=None if every or partitions is None else min(partitions, len(self._anchors)),
         )
         apart = matrix(rows["embedding"]).astype(np.float64) - query
         squared = np.vecdot(apart, apart).astype(np.float32)

@@ -226,8 +226,10 @@ class Intake:
         """Commit a chunk: new rows in one commit, changed ones in another."""
         rows = self._rows_to_store(chunk, failed)
         ids = [str(chunk.ids[row]) for row in rows]
-        # Vectors are most often new, and the insertion leaves out what is there: only then need they be looked up.
-        there = {} if len(chunk.embeddings) == len(chunk.ids) else self._rows(ids, chunk)
+        # Vectors are most often new, and the insertion leaves out what is there: they are looked up where one is known,
+        # for an insertion of none would be a version of its own.
+        alike = len(chunk.embeddings) == len(chunk.ids) and not len(self._table.find("id", ids[:1], ("id",)))
+        there = {} if alike else self._rows(ids, chunk)
         # What was known when it was read, and another process has removed meanwhile, stays removed.
         new = [row for row in rows if chunk.ids[row] not in there and row in chunk.embeddings]
         added = self._insert(chunk, new) if new else 0
@@ -297,7 +299,9 @@ class Intake:
         for row in rows:
             old = there[str(chunk.ids[row])]
             new = dict(old)
-            new["path"] = chunk.sources.paths[row] or old["path"]
+            # Of copies that which is stored stays, as long as it is there: each add would move it to another.
+            if chunk.sources.paths[row] not in ("", old["path"]) and not _stands(old):
+                new["path"] = chunk.sources.paths[row]
             new["label"] = chunk.sources.labels[row] or old["label"]
             new["filed_by"] = self._file_by
             new["content_hash"] = (None if row in pictures else chunk.contents[row]) or old["content_hash"]
@@ -308,7 +312,7 @@ class Intake:
             if new == old and row not in embedded_anew:
                 touched.add(row)
             # A file that was only touched is none that changed, but the next add need not read it.
-            if row not in pictures:
+            if row not in pictures and new["path"] == chunk.sources.paths[row]:
                 new["file_size"], new["modified_at"] = chunk.stamps[row].file_size, chunk.stamps[row].modified_at
             if new != old or row in embedded_anew:
                 changed.append((row, new))
@@ -349,10 +353,15 @@ class Intake:
         """Remove what stood at a path before, where the file there now holds another picture."""
         paths, now = list(self._standing), self._standing
         gone: list[str] = []
+        columns = ("id", "path", "width", "file_size", "modified_at")
         for start in range(0, len(paths), COMMIT_PICTURES):
-            there = self._table.find("path", paths[start : start + COMMIT_PICTURES], ("id", "path", "width"))
+            there = self._table.find("path", paths[start : start + COMMIT_PICTURES], columns).to_pylist()
             # What came as a vector has no width: its path is only a name.
-            gone += [row["id"] for row in there.to_pylist() if row["width"] and now[row["path"]] != row["id"]]
+            others = [row for row in there if row["width"] and now[row["path"]] != row["id"]]
+            # The file may have changed since it was read here, and another process may have read that.
+            newer = {row["path"] for row in others if _stands(row)}
+            gone += [row["id"] for row in others if row["path"] not in newer]
+            gone += [row["id"] for row in there if row["path"] in newer and now[row["path"]] == row["id"]]
         if gone:
             self._table.delete(pc.field("id").isin(gone))
 
@@ -403,6 +412,11 @@ def _stamp(path: str) -> Stamp:
         archive, name, state = inside
         size = archive.sizes[name]
     return Stamp(size, datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, UTC))
+
+
+def _stands(row: Mapping[str, Any]) -> bool:
+    """Say whether the file of a stored picture is there as it was stored."""
+    return row["modified_at"] is not None and _stamp(row["path"]) == Stamp(row["file_size"], row["modified_at"])
 
 
 def _member(path: str) -> tuple[Archive, str, os.stat_result] | None:

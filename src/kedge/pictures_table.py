@@ -49,7 +49,7 @@ _CHANGES = {
 }
 _LOST = re.compile(r"not found", re.IGNORECASE)
 _CONFLICT = re.compile(r"commit conflict", re.IGNORECASE)
-_BY_FILTER = re.compile(r"user input|applying filter")
+_BY_FILTER = re.compile(r"user input|applying filter|logical expression")
 _PLACE = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?.*$", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FAILURES = (OSError, ValueError, RuntimeError, CommitConflictError)

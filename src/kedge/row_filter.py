@@ -11,6 +11,9 @@ __all__ = ["filter_error", "whole_condition"]
 _TEXT = re.compile(r"'[^']*'|\"[^\"]*\"")
 _PARSED = re.compile(r"sql parser error: (.*)\)")
 _UNKNOWN = re.compile(r"No field named (\S+?)\.?(?=\s|$)")
+# What Lance takes for a value to come, and waits for.
+_OPEN = re.compile(r"[?$]")
+_OF_SEVERAL = "logical expression"
 _OUR_BRACKET = "Expected: ), found"
 
 
@@ -26,6 +29,8 @@ def whole_condition(where: str, columns: Sequence[str]) -> str:
     depths = [0, *accumulate({"(": 1, ")": -1}.get(sign, 0) for sign in bare)]
     if min(depths) < 0 or depths[-1] or "'" in bare or '"' in bare:
         raise InputError(f'the filter "{where}" cannot be used: not every bracket and quote has its other half')
+    if _OPEN.search(bare):
+        raise InputError(f'the filter "{where}" cannot be used: ? and $ stand for nothing here, write the value itself')
     quoted = {text[1:-1] for text in _TEXT.findall(where) if text[0] == '"'} & {*columns}
     if quoted:
         name = min(quoted)
@@ -44,7 +49,9 @@ def filter_error(where: str, reason: str, columns: Sequence[str]) -> InputError:
             f"no column '{name}'{near}; there are: {there}. A text is put in quotes, such as label = 'cat'"
         )
     parsed = _PARSED.search(reason)
-    if parsed:
+    if _OF_SEVERAL in reason:
+        reason = "it takes several pictures together, as sum() and count() do, and a filter one at a time"
+    elif parsed:
         reason = parsed.group(1).replace(_OUR_BRACKET, "expected its end, `and` or `or`, found")
     return InputError(
         f"the filter \"{where}\" cannot be used ({reason}): texts are put in quotes, such as label = 'cat', and "

@@ -21,6 +21,8 @@ __all__ = ["ReadyMade", "check_apart", "check_vectors", "holds_vectors", "read_v
 
 # A vector of a model that ranks by cosine is unit length, up to rounding in half precision.
 _UNIT_TOLERANCE = 1e-3
+# So that squared distances, of twice as far, are finite in float32.
+LONGEST = 1e18
 # Columns of a Parquet file that have their meaning; anchor and filed_by come from an export and are worked out anew.
 _NOT_OWN = ("embedding", "id", "path", "label", "anchor", "filed_by")
 
@@ -48,8 +50,14 @@ def check_vectors(vectors: npt.ArrayLike, model: Model) -> npt.NDArray[np.float3
     strange = ~np.isfinite(checked).all(axis=1)
     if strange.any():
         raise InputError(f"embedding {int(strange.argmax())} holds a number that is not finite: leave it out")
-    if model.card.distance == "cosine" and len(checked):
+    with np.errstate(over="ignore"):
         lengths = np.linalg.norm(checked, axis=1)
+    if lengths.max(initial=0.0) > LONGEST:
+        raise InputError(
+            f"embedding {int(lengths.argmax())} is longer than {LONGEST:.0e}, where squared distances end: "
+            "divide all embeddings by one number"
+        )
+    if model.card.distance == "cosine" and len(checked):
         row = int(np.abs(lengths - 1.0).argmax())
         if abs(lengths[row] - 1.0) > _UNIT_TOLERANCE:
             raise InputError(
