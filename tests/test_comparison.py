@@ -179,6 +179,36 @@ def test_another_comparison_is_refused(compared, tmp_path):
         kedge.compare(grid, tmp_path)
 
 
+def test_pictures_that_change_while_they_are_compared_are_a_failure(tmp_path):
+    draw_classes(tmp_path / "birds", ["circle", "square"], each=8, size=32, seed=0)
+    grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["none"], "seeds": [0, 1], "settings": SETTINGS})
+    lost = next((tmp_path / "birds" / "circle").iterdir())
+    found = kedge.compare(grid, tmp_path / "out", on_row=lambda *_: lost.unlink(missing_ok=True))
+    assert found.rows[0]["l2_map"] > 0
+    assert "have changed since the comparison was begun" in found.rows[1]["failure"]
+
+
+def test_tries_are_of_the_same_pictures_as_all(tmp_path, monkeypatch):
+    for name in ("birds", "others"):
+        draw_birds(tmp_path / name)
+    grid = Grid.of(
+        {"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "tries": {"dataset": str(tmp_path / "others")}}
+    )
+
+    def stopped(_, told, *__):
+        (job,) = told
+        if job["tried"]["optimizer"] == "sgd":
+            raise KeyboardInterrupt
+        return [{"pictures": job["pictures"], **TRIED}]
+
+    monkeypatch.setattr(jobs.Runner, "_one", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        kedge.compare(grid, tmp_path / "out")
+    next((tmp_path / "others" / "circle").iterdir()).unlink()
+    with pytest.raises(ConfigError, match=r"the pictures of .*others have changed since"):
+        kedge.compare(grid, tmp_path / "out")
+
+
 def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeypatch):
     # What a try reaches is made up here, so that the choice is known by hand.
     def scored(_, told, *__):
@@ -195,7 +225,8 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     grid = Grid.of(given).after(None)
     told, out = [], tmp_path
     runner = jobs.Runner("kedge.cell", 1, 0, lambda _name, _row, done, total: told.append((done, total)))
-    chosen = comparison._choose_settings(grid, out, runner)
+    work = comparison._Work(grid, out, runner, {})
+    chosen = comparison._choose_settings(work)
     assert told == [(done, 12) for done in range(1, 13)]
     best = {"optimizer": "adamw", "learning_rate": 0.004, "weight_decay": 0.5, "batch_size": 50, "auxiliary": 1.0}
     best["brightness"] = 0.0
@@ -203,7 +234,7 @@ def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeyp
     with (out / "tries.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 12
     monkeypatch.setattr(jobs.Runner, "_one", lambda *_: pytest.fail("a try was done again"))
-    assert comparison._choose_settings(grid, out, runner) == chosen
+    assert comparison._choose_settings(work) == chosen
 
 
 MEASURED = {
@@ -696,6 +727,9 @@ def test_the_command_names_what_is_missing(tmp_path, monkeypatch, capsys):
         (["--out", str(tmp_path / "a")], "nothing to compare on"),
         (["--out", str(tmp_path / "a"), "--data", "digits", "--setting", "epochs"], "name=value"),
         (["--out", str(tmp_path / "a"), "--data", "digits", "--loss", "cams"], "did you mean 'cam'"),
+        (["--out", str(tmp_path / "a"), "--data", "digits", "--loss", ""], "--loss is empty"),
+        (["--out", str(tmp_path / "a"), "--data", "digits", "--seed", ",", "--loss", "cam"], "--seed is empty"),
+        (["--out", str(tmp_path / "a"), "--data", "digits", "--loss", "16"], "no loss or variant is named '16'"),
     ]:
         monkeypatch.setattr("sys.argv", ["kedge", "compare", *given])
         with pytest.raises(SystemExit) as ended:

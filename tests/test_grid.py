@@ -1,5 +1,6 @@
 """Grids: read from TOML and flags, checked before anything runs."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,10 @@ def test_a_file_with_lists_in_the_place_of_names_is_refused(tmp_path, text, said
         ({"variants": {"mine": {"preset": ["paper-like"]}}}, "no preset is named"),
         ({"unseen_classes": -1}, "unseen_classes"),
         ({"classes": 1}, "'classes' of the grid cannot be 1"),
+        ({"classes": "5"}, "'classes' of the grid cannot be '5'"),
+        ({"unseen_classes": True}, "'unseen_classes' of the grid cannot be True"),
+        ({"seeds": date(1979, 5, 27)}, r'write seeds = \["1979-05-27"\]'),
+        ({"losses": ["cam"], "variants": {"unused": {"loss": "kam"}}}, "did you mean 'cam'"),
         ({"settings": {"classes": 20}}, "'classes' stands in the grid's settings"),
     ],
 )
@@ -114,6 +119,17 @@ def test_missing_data_and_equal_names_are_named(tmp_path):
         (tmp_path / side / "photos").mkdir(parents=True)
     with pytest.raises(ConfigError, match="two data sets are called 'photos'"):
         Grid.of({"datasets": [str(tmp_path / side / "photos") for side in ("left", "right")]})
+    same = Grid.of(
+        {"datasets": [str(tmp_path / "left" / "photos"), str(tmp_path / "right" / ".." / "left" / "photos")]}
+    )
+    assert len(same.after(None).cells()) == len(Grid.of({"datasets": [str(tmp_path / "left" / "photos")]}).cells())
+
+
+@pytest.mark.parametrize("text", ['datasets = [""]', 'datasets = ["digits"]\n[tries]\ndataset = " "'])
+def test_an_empty_name_is_no_folder(tmp_path, text):
+    (tmp_path / "grid.toml").write_text(text)
+    with pytest.raises(DatasetError, match="no data at ' ?'"):
+        Grid.of(Grid.read(tmp_path / "grid.toml"))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file beside its place, text as UTF-8, and rename it once it is on disk. Raises OSError.
+    """Write a file beside its place, text as UTF-8, and rename it once it is on disk.
 
-    A kill leaves what stood there, and perhaps a hidden file beside it.
+    A kill leaves what stood there, and perhaps a hidden file beside it. Raises OSError, which names the file.
     """
     # Not by the file's own name, which may be as long as a name can be.
     beside = path.with_name(f".{uuid4().hex}.partial")
@@ -20,5 +20,7 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)

@@ -39,10 +39,15 @@ IN_COLUMNS = ("loss", "backbone", "shots", "seed", "epochs", "precision", *READ_
 
 
 def validate(
-    data: str, out: str, settings: dict[str, Any], tried: dict[str, Any], unseen_classes: int = 0
+    data: str,
+    out: str,
+    settings: dict[str, Any],
+    tried: dict[str, Any],
+    unseen_classes: int = 0,
+    pictures: str | None = None,
 ) -> dict[str, Any]:
-    """Train a model and return its validation mAP, L2 and cosine; the test pictures are left alone."""
-    whole = _whole(data, settings)
+    """Train a model and return its validation mAP, L2 and cosine; the test pictures are left alone. See `measure`."""
+    whole = _whole(data, settings, pictures)
     if not len(whole.validation):
         raise DatasetError(
             f"{data} has no validation pictures, on which settings are chosen: put some below val/<class>/, give more "
@@ -54,7 +59,8 @@ def validate(
     scores = model.card.scores.get("validation")
     if scores is None:
         raise DatasetError(f"no validation picture of {data} can be read: mend them")
-    return {"validation_l2_map": scores["map_l2"], "validation_cosine_map": scores["map_cosine"]}
+    found = {f"validation_{name.removeprefix('map_')}_map": score for name, score in scores.items()}
+    return {"pictures": whole.fingerprint, **found}
 
 
 def measure(
@@ -64,16 +70,18 @@ def measure(
     tried: dict[str, Any] | None = None,
     unseen_classes: int = 0,
     state: str | None = None,
+    pictures: str | None = None,
 ) -> dict[str, Any]:
     """Train a model and return what it reaches: shares by column name, seconds, milliseconds a step, MB.
 
-    tried: settings chosen by tries, in place of the loss's own. state: see `train`.
+    tried: settings chosen by tries, in place of the loss's own. state: see `train`. pictures: the fingerprint of the
+    data set that others are measured on; DatasetError for another.
     Columns begin with the way to search: `l2`, `cosine`: exhaustive; `probed_l2`, `probed_cosine`: two-stage, filed by
     nearest, one probe; `expanded`: exhaustive by cosine, queries expanded. `shots_…`: a gallery of the pictures drawn
     to train on. `unseen_…`: queries and gallery of the classes that were left out.
     """
     settings = {**settings, "seed": settings.get("seed", 0)}
-    whole = _whole(data, settings)
+    whole = _whole(data, settings, pictures)
     if unseen_classes:
         settings["classes"] = classes_left(whole, unseen_classes)
         _check_unseen(whole, settings["classes"])
@@ -125,10 +133,13 @@ def _train(
     return model
 
 
-def _whole(data: str, settings: dict[str, Any]) -> Dataset:
-    """Return the data set with the classes that are left out of training."""
+def _whole(data: str, settings: dict[str, Any], pictures: str | None) -> Dataset:
+    """Return the data set with the classes that are left out of training; DatasetError when it has changed since."""
     share = settings.get("validation_share", TrainingConfig.model_fields["validation_share"].default)
-    return load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"), validation_share=share)
+    whole = load_dataset(data, seed=settings["seed"], max_classes=settings.get("classes"), validation_share=share)
+    if pictures not in (None, whole.fingerprint):
+        raise DatasetError(f"the pictures of {data} have changed since the comparison was begun: choose another --out")
+    return whole
 
 
 def classes_left(whole: Dataset, unseen: int) -> int:

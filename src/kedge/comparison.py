@@ -71,6 +71,16 @@ class Comparison:
         return tuple(row for row in self.rows if row.get("failure"))
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is compared, where it is written, what runs it, and the fingerprints of its data sets, as far as known."""
+
+    grid: Grid
+    out: Path
+    runner: Runner
+    pictures: Mapping[str, str]
+
+
 def compare(
     grid: Grid,
     out: str | Path,
@@ -99,8 +109,8 @@ def compare(
             raise
         # What was asked for before could not be had: a mistake, which is not to be in the way of what is meant.
         asked, nothing_kept = grid.after(None), True
-    _check_data(grid, out)
     grid = grid.model_copy(update={"tries": asked.tries})
+    pictures = _check_data(grid, out)
 
     def shown(name: str, row: Row, done: int, total: int) -> None:
         # The pages grow with the table, for whoever looks while it runs.
@@ -122,9 +132,10 @@ def compare(
                 with suppress(KedgeError):
                     PUBLISHED[data]()
             runner = Runner("kedge.cell", parallel, devices, shown)
-            chosen, hopeless = _choose_settings(grid, out, runner) if grid.tries else ({}, {})
+            work = _Work(grid, out, runner, pictures)
+            chosen, hopeless = _choose_settings(work) if grid.tries else ({}, {})
             try:
-                _run_cells(grid, out, runner, chosen, hopeless, keep_models)
+                _run_cells(work, chosen, hopeless, keep_models=keep_models)
                 _clear_states(asked, out)
             finally:
                 comparison = Comparison(out, tuple(_ordered(grid, read_rows(out / RESULTS))), chosen)
@@ -200,10 +211,17 @@ def _is_settings(text: str) -> bool:
         return False
 
 
-def _check_data(grid: Grid, out: Path) -> None:
-    """Raise DatasetError for what no cell could be of, ConfigError when rows were measured on other pictures."""
-    measured = {row["dataset"]: row["pictures"] for row in read_rows(out / RESULTS) if row.get("pictures")}
-    for data in grid.datasets:
+def _check_data(grid: Grid, out: Path) -> dict[str, str]:
+    """Return the fingerprints of the data sets that need not be fetched, by name.
+
+    Raises DatasetError for what no cell could be of, ConfigError when rows were measured on other pictures.
+    """
+    measured: dict[str, set[str]] = {}
+    for row in (*read_rows(out / RESULTS), *read_rows(out / TRIES)):
+        if row.get("pictures"):
+            measured.setdefault(row["dataset"], set()).add(row["pictures"])
+    pictures = {}
+    for data in {**dict.fromkeys(grid.datasets), **({str(grid.tries.dataset): None} if grid.tries else {})}:
         if data in PUBLISHED and data not in measured:
             continue  # It may have to be fetched first. What cannot be had is told by its cells.
         found = load_dataset(data, max_classes=grid.classes)
@@ -213,18 +231,15 @@ def _check_data(grid: Grid, out: Path) -> None:
                 "train/, of which some are held out"
             )
         classes_left(found, grid.unseen_classes)
-        if found.fingerprint != measured.get(name_of(data), found.fingerprint):
+        if measured.get(name_of(data), set()) - {found.fingerprint}:
             raise ConfigError(f"the pictures of {data} have changed since {out} was begun: choose another --out")
+        pictures[name_of(data)] = found.fingerprint
+    return pictures
 
 
-def _run_cells(
-    grid: Grid,
-    out: Path,
-    runner: Runner,
-    chosen: Mapping[str, Any],
-    hopeless: Mapping[str, str],
-    keep_models: bool,
-) -> None:
+def _run_cells(work: _Work, chosen: Mapping[str, Any], hopeless: Mapping[str, str], *, keep_models: bool) -> None:
+    """Train and measure the cells whose rows do not stand, by the settings chosen for each loss."""
+    grid, out = work.grid, work.out
     rows = _measured(out)
     cells = grid.cells()
 
@@ -246,6 +261,7 @@ def _run_cells(
             "settings": settings,
             "tried": chosen.get(cell.loss, {}),
             "unseen_classes": grid.unseen_classes,
+            "pictures": work.pictures.get(cell.dataset),
         }
 
     def keep(cell: Cell, state: Path, others: set[Cell], measured: Row) -> Row:
@@ -281,7 +297,7 @@ def _run_cells(
             still_open = open_of.setdefault(first, set())
             still_open.add(cell)
             networks.setdefault(first, []).append(Job(cell.name, told, partial(keep, cell, state, still_open)))
-    runner.run([*networks.values()], len(cells) - sum(map(len, networks.values())), len(cells))
+    work.runner.run([*networks.values()], len(cells) - sum(map(len, networks.values())), len(cells))
 
 
 def _clear_states(asked: Grid, out: Path) -> None:
@@ -291,11 +307,12 @@ def _clear_states(asked: Grid, out: Path) -> None:
             shutil.rmtree(state, ignore_errors=True)
 
 
-def _choose_settings(grid: Grid, out: Path, runner: Runner) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _choose_settings(work: _Work) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Return for each loss the settings that reached most on validation pictures, stage by stage of its tries.
 
     Settings that the grid gives are not tried. Beside that, for a loss whose tries have all failed, why the last did.
     """
+    grid, out = work.grid, work.out
     assert grid.tries is not None
     plans: dict[str, list[list[dict[str, Any]]]] = {}
     for name in dict.fromkeys(grid.losses):
@@ -325,8 +342,8 @@ def _choose_settings(grid: Grid, out: Path, runner: Runner) -> tuple[dict[str, d
             if (name, _said(settings)) not in rows or rows[name, _said(settings)].get("failure")
         ]
         to_come = sum(len(stage) for plan in plans.values() for stage in plan[number + 1 :])
-        jobs = [[_try(grid, out, name, settings)] for name, settings in open_tries]
-        runner.run(jobs, finished + len(wanted) - len(jobs), finished + len(wanted) + to_come)
+        jobs = [[_try(work, name, settings)] for name, settings in open_tries]
+        work.runner.run(jobs, finished + len(wanted) - len(jobs), finished + len(wanted) + to_come)
         finished += len(wanted)
         rows = _tries_done(out)
         for name, settings in wanted:
@@ -344,7 +361,8 @@ def _tries_done(out: Path) -> dict[tuple[str, str], Row]:
     return {(row["loss"], row["settings"]): row for row in read_rows(out / TRIES)}
 
 
-def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> Job:
+def _try(work: _Work, name: str, settings: Mapping[str, Any]) -> Job:
+    grid, out = work.grid, work.out
     assert grid.tries is not None
     data, backbone = str(grid.tries.dataset), grid.tries.backbone  # filled in by `Grid.after`
     folder = out / MODELS / f"try-{name}-{_number(settings)}"
@@ -352,7 +370,7 @@ def _try(grid: Grid, out: Path, name: str, settings: Mapping[str, Any]) -> Job:
     if backbone != "auto":
         given["backbone"] = backbone
     job: Row = {"validate": True, "data": data, "out": str(folder), "settings": given, "tried": settings}
-    job["unseen_classes"] = grid.unseen_classes
+    job |= {"unseen_classes": grid.unseen_classes, "pictures": work.pictures.get(name_of(data))}
 
     def keep(measured: Row) -> Row:
         row = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": "", **measured}

@@ -81,7 +81,11 @@ def put_row(path: Path, row: Row, key: Sequence[str]) -> None:
     rows = [known for known in read_rows(path) if any(str(known.get(part)) != str(row[part]) for part in key)]
     columns = list(dict.fromkeys([*read_header(path), *row]))
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    # The module quotes what its own line ends are part of, and reads others as line ends, too.
+    returns = any("\r" in str(value) for each in (*rows, row) for value in each.values())
+    writer = csv.DictWriter(
+        table, columns, restval="", lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    )
     writer.writeheader()
     writer.writerows([*rows, row])
     write_atomically(path, table.getvalue())

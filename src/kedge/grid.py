@@ -70,8 +70,8 @@ class Grid(_Closed):
     losses: tuple[str, ...] = Field(("cam-sphere", "cam", "cross-entropy"), min_length=1)
     shots: tuple[Shots, ...] = Field(("full",), min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    classes: int | None = Field(None, ge=2)
-    unseen_classes: int = Field(0, ge=0)
+    classes: int | None = Field(None, ge=2, strict=True)
+    unseen_classes: int = Field(0, ge=0, strict=True)
     settings: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tries: Tries | None = None
@@ -97,7 +97,7 @@ class Grid(_Closed):
         values = TrainingConfig.read(path)
 
         def placed(data: Any) -> Any:
-            if not isinstance(data, str) or data in PUBLISHED:
+            if not isinstance(data, str) or data in PUBLISHED or not data.strip():
                 return data
             beside = path.parent / data
             return str(beside) if beside.exists() else data
@@ -119,6 +119,7 @@ class Grid(_Closed):
                 )
             if "loss" not in variant:
                 raise ConfigError(f"the variant '{name}' names no loss: give it one, such as loss = \"cam-sphere\"")
+            loss_recipe(str(variant["loss"]))
             if name in LOSSES and variant["loss"] != name:
                 raise ConfigError(f"a variant of {variant['loss']} cannot be called '{name}', as another loss is")
         for name in dict.fromkeys(self.losses):
@@ -139,12 +140,12 @@ class Grid(_Closed):
                 raise ConfigError(f"'{taken[0]}' stands in the grid's settings: the grid itself says it, leave it out")
             TrainingConfig.of(given)
         for data in (*self.datasets, *([self.tries.dataset] if self.tries and self.tries.dataset else [])):
-            if data not in PUBLISHED and not Path(data).exists():
+            if data not in PUBLISHED and not (data.strip() and Path(data).exists()):
                 hint = " (one set at a time: give --data for each)" if "," in data else nearest_name(data, PUBLISHED)
                 raise DatasetError(
                     f"no data at '{data}'{hint}: give a folder, a list, or one of {', '.join(PUBLISHED)}"
                 )
-        names = [name_of(data) for data in dict.fromkeys(self.datasets)]
+        names = [name_of(data) for data in dict.fromkeys(map(place_of, self.datasets))]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ConfigError(f"two data sets are called '{twice}': rename one folder, results go by the name")
@@ -223,7 +224,7 @@ def _check_shape(values: Mapping[str, Any]) -> None:
             known = ", ".join(Grid.model_fields)
             raise ConfigError(f"a grid has no '{name}'{nearest_name(name, Grid.model_fields)}; it has {known}")
         if name in LISTS and not isinstance(value, list | tuple):
-            raise ConfigError(f"'{name}' of the grid is a list: write {name} = [{json.dumps(value)}]")
+            raise ConfigError(f"'{name}' of the grid is a list: write {name} = [{json.dumps(value, default=str)}]")
     for name, word, words in (("shots", "numbers from 1, or full", ("full",)), ("seeds", "numbers from 0", ())):
         wrong = [
             each

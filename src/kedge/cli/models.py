@@ -129,10 +129,10 @@ def compare(
 
     flags: dict[str, Any] = {
         "datasets": data,
-        "losses": _comma_list(loss),
-        "backbones": _comma_list(backbone),
-        "seeds": _comma_list(seed),
-        "shots": _comma_list(shots),
+        "losses": _comma_list("--loss", loss),
+        "backbones": _comma_list("--backbone", backbone),
+        "seeds": _whole_numbers(_comma_list("--seed", seed)),
+        "shots": _whole_numbers(_comma_list("--shots", shots)),
         "classes": classes,
         "unseen_classes": unseen_classes,
     }
@@ -249,10 +249,17 @@ def _probes_list(text: str) -> tuple[int | Literal["exact"], ...]:
     return tuple("exact" if part == "exact" else int(part) for part in parts)
 
 
-def _comma_list(given: list[str] | None) -> list[int | str] | None:
-    """Return the parts of lists separated by commas; whole numbers as such, None for nothing given."""
+def _comma_list(flag: str, given: list[str] | None) -> list[str] | None:
+    """Return the parts of lists separated by commas, None for nothing given."""
     parts = [part.strip() for text in given or () for part in text.split(",") if part.strip()]
-    return [int(part) if part.isdecimal() else part for part in parts] or None
+    if given and not parts:
+        raise InputError(f"{flag} is empty: name what to compare, or leave it out")
+    return parts or None
+
+
+def _whole_numbers(parts: list[str] | None) -> list[int | str] | None:
+    """Return whole numbers as such, and leave the words to be refused."""
+    return None if parts is None else [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
