@@ -10,6 +10,7 @@ import pytest
 
 from kedge.cli import main
 from kedge.cli.options import scored
+from kedge.gallery import Gallery
 from tests.models import make_model
 from tests.pictures import draw_classes
 
@@ -326,6 +327,46 @@ def said(monkeypatch, capsys):
         return [json.loads(line) for line in lines] if "--json" in words else lines
 
     return run
+
+
+def test_what_an_add_leaves_out_or_does_not_know_is_said_before_its_counts(tmp_path, monkeypatch, capsys):
+    draw_classes(tmp_path / "photos", ["red", "mauve"], each=2, size=32, seed=0)
+    for number in range(22):
+        (tmp_path / "photos" / "red" / f"broken{number}.png").write_bytes(b"no picture")
+    Gallery.create(tmp_path / "gallery", make_model(tmp_path / "model"))
+    for expected in ("kedge: the model has no class for these labels: mauve", "skipped 2 more: --json names all"):
+        monkeypatch.setattr(sys, "argv", ["kedge", "add", str(tmp_path / "gallery"), str(tmp_path / "photos")])
+        with pytest.raises(SystemExit):
+            main()
+        said = capsys.readouterr()
+        assert len([line for line in said.err.splitlines() if line.startswith("skipped")]) == 21
+        assert said.err.splitlines()[-1] == expected  # a label that was there already is not said again
+        assert "failed 22" in said.out
+
+
+def test_settings_without_a_flag_are_given_by_name(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("kedge.train", lambda *_, **settings: asked.append(settings) or make_model(tmp_path / "model"))
+    words = [
+        "train",
+        "photos",
+        "--out",
+        "m",
+        "--epochs",
+        "3",
+        "--setting",
+        "margin=4",
+        "--setting",
+        "anchor_start=base",
+    ]
+    monkeypatch.setattr(sys, "argv", ["kedge", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert asked == [{"resume": False, "epochs": 3, "margin": 4, "anchor_start": "base"}]
+    monkeypatch.setattr(sys, "argv", ["kedge", *words[:-1], "margn=4"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "did you mean 'margin'" in capsys.readouterr().err
 
 
 def test_what_is_done_to_a_gallery_in_its_life(tmp_path, said):

@@ -40,6 +40,17 @@ def test_the_choice_goes_by_what_the_machine_has(monkeypatch, tmp_path):
     assert "CUDA" in runtime.describe_runtime("int8", has_weights=True)
 
 
+def test_a_broken_openvino_is_left_alone(monkeypatch, tmp_path):
+    def broken():
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr(runtime, "_openvino_core", broken)
+    monkeypatch.setattr(runtime, "_providers", lambda: ["CPUExecutionProvider"])
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    assert model.info()["runtime"].startswith("onnxruntime")
+    assert kedge.Encoder(model).dim == model.card.dim
+
+
 def test_a_gpu_takes_models_that_have_their_weights(monkeypatch):
     monkeypatch.setattr(runtime, "_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(runtime, "has_bfloat16", lambda: False)

@@ -560,6 +560,7 @@ def test_an_interrupt_is_told_and_can_be_resumed(photos, tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped; --resume goes on" in said
+    assert "mAP among the validation pictures" in said
     assert "Traceback" not in said
     assert (tmp_path / "model.partial" / "resume.ckpt").is_file()
 

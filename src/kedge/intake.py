@@ -299,10 +299,10 @@ class Intake:
         for row in rows:
             old = there[str(chunk.ids[row])]
             new = dict(old)
-            # Of copies that which is stored stays, as long as it is there: each add would move it to another.
-            if chunk.sources.paths[row] not in ("", old["path"]) and not _stands(old):
-                new["path"] = chunk.sources.paths[row]
             new["label"] = chunk.sources.labels[row] or old["label"]
+            # Of copies with one label that which is stored stays, as long as it is there: each add would move it.
+            if chunk.sources.paths[row] not in ("", old["path"]) and (new["label"] != old["label"] or not _stands(old)):
+                new["path"] = chunk.sources.paths[row]
             new["filed_by"] = self._file_by
             new["content_hash"] = (None if row in pictures else chunk.contents[row]) or old["content_hash"]
             new |= {name: values[row] for name, values in said.items() if values[row] is not None}

@@ -116,7 +116,8 @@ def _bring_up_to_date(
         named = ", ".join(str(path or key) for path, key in zip(*_told(missing.slice(0, 3), "path", "id"), strict=True))
         raise InputError(
             f"{len(missing)} of {len(rows)} pictures are not at their paths any more, or came as vectors ({named}): "
-            f"put them back, or leave them out with --drop-missing; the gallery is as it was"
+            "if they have moved, `kedge add` the folder where they are now; put them back, or leave them out for good "
+            "with --drop-missing. The gallery is as it was"
         )
     rows, encoder, report = rows.filter(there), Encoder(model, runtime=runtime), AddReport()
     _drop_stale(rows, new)

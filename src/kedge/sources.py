@@ -134,7 +134,10 @@ def read_list(path: Path) -> list[dict[str, Any]]:
             f"{path} cannot be read as {kind} ({first_line(error)}): give a list with the columns path,label"
         ) from error
     if "path" not in table.column_names:
-        raise InputError(f"{path} has no column 'path', only {', '.join(table.column_names)}: name it so")
+        raise InputError(
+            f"{path} has no column 'path', only {', '.join(table.column_names)}: name it so, and separate columns by "
+            "commas"
+        )
     # An empty text is a value, but an empty path or label is none.
     rows = [row for row in table.to_pylist() if row["path"]]
     for row in rows:

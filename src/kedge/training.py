@@ -93,6 +93,7 @@ def train(
     loss = recipe.build(len(dataset.classes), network.dim, resolved) if recipe.build else None
     precision = training_precision(resolved, network) if loss is not None else "float32"
     out.parent.mkdir(parents=True, exist_ok=True)
+    _say(f"nothing to go on with at {partial}: training from the start", quiet or not resume or partial.exists())
     with begin_run(partial, resolved, place_of(data), dataset, resume):
         for note in dataset.notes:
             _say(note, quiet)

@@ -45,7 +45,7 @@ NEAR_ANCHORS = "near_anchors"
 # Lightning's names of what networks are trained in; the weights stay float32.
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 # Logged, and not worth a reader's while on the screen.
-UNSAID = ("epoch", "seconds", "memory_mb")
+UNSAID = ("epoch", "seconds", "memory_mb", "validation_map")
 # Validation by epoch compares validation pictures among themselves; more of them say nothing new.
 MOST_VALIDATED = 2000
 # Steps on a GPU between looks at whether the loss is finite.
@@ -209,6 +209,8 @@ class _EpochLog(Callback):
             file.write(json.dumps(line) + "\n")
         if not self.quiet:
             said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in UNSAID)
+            if "validation_map" in line:
+                said += f"  mAP among the validation pictures {100 * line['validation_map']:.1f} %"
             self.bar.console.print(
                 f"epoch {line['epoch']}/{trainer.max_epochs}  {said}", highlight=False, soft_wrap=True
             )

@@ -79,9 +79,9 @@ def main() -> None:
 def _goes_on(command: list[str]) -> str:
     """Return what becomes of a command that was stopped."""
     if command == ["train"]:
-        return "; --resume goes on from what was finished"
+        return "; --resume goes on from the last whole epoch, if there was one"
     if command in (["compare"], ["add"], ["reindex"]):
-        return "; the same command goes on from what was finished"
+        return "; the same command goes on from what was finished, if anything was"
     return ""
 
 

@@ -26,6 +26,9 @@ __all__ = ["commands"]
 
 commands = typer.Typer()
 
+# Pictures that could not be taken, and labels, are named up to so many: --json has all.
+MOST_NAMED = 20
+
 
 @commands.command()
 def create(
@@ -57,15 +60,19 @@ def add(
 
     running = cast("RuntimeName", runtime)
     with kedge.Gallery.open(gallery, runtime=running) as opened, progress_bar("adding") as progress:
+        before = opened.info()["labels"]
         report = opened.add(*paths, labels=labels, file_by=cast("FileBy", file_by), progress=progress)
+        strange = opened.info()["labels"].keys() - before.keys() - {*opened.model.card.classes}
     if json_:
         failed = [{"path": failure.path, "reason": failure.reason} for failure in report.failed]
         counts = {"added": report.added, "updated": report.updated, "unchanged": report.unchanged}
         print(json.dumps({**counts, "failed": failed}))
         return
+    _say_failures("skipped", report.failed)
+    if strange:
+        named = ", ".join(map(shown, sorted(strange)[:MOST_NAMED])) + ", …" * (len(strange) > MOST_NAMED)
+        print(f"kedge: the model has no class for these labels: {named}", file=sys.stderr)
     print(f"added {report.added}, updated {report.updated}, unchanged {report.unchanged}, failed {len(report.failed)}")
-    for failure in report.failed:
-        print(f"skipped {shown(failure)}", file=sys.stderr)
 
 
 @commands.command()
@@ -89,9 +96,8 @@ def reindex(
         failed = [{"path": failure.path, "reason": failure.reason} for failure in report.failed]
         print(json.dumps({"pictures": pictures, "model": fingerprint, "failed": failed}))
         return
+    _say_failures("left out", report.failed)
     print(f"{pictures} pictures, model {fingerprint}")
-    for failure in report.failed:
-        print(f"left out {shown(failure)}", file=sys.stderr)
 
 
 @commands.command()
@@ -260,6 +266,13 @@ def _show(result: "SearchResult", none: str) -> None:
         print(f"      nothing was found: {none}")
     for hit in result.hits:
         print(f"{hit.rank:>4}  {hit.distance:<9.4g} {shown(hit.label or '-'):<16} {shown(hit.path or '-')}")
+
+
+def _say_failures(what: str, failures: Sequence[PictureError]) -> None:
+    for failure in failures[:MOST_NAMED]:
+        print(f"{what} {shown(failure)}", file=sys.stderr)
+    if len(failures) > MOST_NAMED:
+        print(f"{what} {len(failures) - MOST_NAMED} more: --json names all", file=sys.stderr)
 
 
 def _readable(pictures: Sequence[str]) -> list[str]:

@@ -63,6 +63,7 @@ def train(
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd; default by loss.")] = None,
     gradient_clip: Annotated[float | None, typer.Option(help="Clip the gradient's norm.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings by name: paper-like.")] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="Any other setting, such as margin=4.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings; flags go over it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     json_: Json = False,
@@ -73,7 +74,7 @@ def train(
 
     settings = TrainingConfig.read(config) if config else {}
     flags = {name: given[name] for name in ("preset", *TrainingConfig.model_fields) if name in given}
-    settings |= {name: value for name, value in flags.items() if value is not None}
+    settings |= {name: value for name, value in flags.items() if value is not None} | _settings(setting or [])
     TrainingConfig.of(settings)  # A file may hold anything: what is no setting would reach other parameters.
     model = kedge.train(data, out, resume=resume, **settings)
     if json_:

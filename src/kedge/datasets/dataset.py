@@ -222,7 +222,7 @@ def _classes(listing: Listing, most: int | None) -> tuple[str, ...]:
         raise DatasetError(f"{listing.name} has {len(found)} classes, fewer than the {most} asked for")
     classes = tuple(found[:most])
     if len(classes) < 2:
-        raise DatasetError(f"{listing.name} has {len(classes)} class: at least 2 are needed, a folder each")
+        raise DatasetError(f"{listing.name} has {len(classes)} class: at least 2 are needed, by folders or labels")
     return classes
 
 
