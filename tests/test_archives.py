@@ -1,8 +1,11 @@
 """Pictures inside archives: added, found, known again and told apart from broken ones, as if in a folder."""
 
+import io
+import os
 import shutil
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,14 @@ def gallery(tmp_path):
 def rows(gallery):
     gallery._table.refresh()
     return gallery._table.read(["id", "path", "label", "embedding", "file_size"]).to_pylist()
+
+
+def write_tar(path, contents):
+    with tarfile.open(path, "w") as opened:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            opened.addfile(entry, io.BytesIO(content))
 
 
 def test_names_that_archives_hold_in_other_ways_are_found(photos, gallery, tmp_path):
@@ -153,3 +164,20 @@ def test_a_cut_archive_says_so(tmp_path):
     (tmp_path / "cut.tar").write_bytes(whole[:9000])
     with pytest.raises((EOFError, InputError)):
         open_archive(tmp_path / "cut.tar").read("a.png")
+
+
+def test_threads_that_read_at_once_read_their_own_file(tmp_path):
+    contents = {str(number): bytes([number]) * 50_000 for number in range(200)}
+    write_tar(tmp_path / "packed.tar", contents)
+    archive = open_archive(tmp_path / "packed.tar")
+    names = [str(number) for number in np.random.default_rng(0).integers(0, 200, 4000)]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda name: archive.read(name) == contents[name], names))
+
+
+def test_an_archive_written_anew_with_as_many_bytes_is_read_again(tmp_path):
+    path = tmp_path / "packed.tar"
+    for second, content in enumerate((b"one", b"two")):
+        write_tar(path, {"a": content})
+        os.utime(path, (second, second))
+        assert open_archive(path).read("a") == content

@@ -29,6 +29,15 @@ def test_cut_is_a_window_of_its_own_picture():
         assert (view[1:, 0, 1] - view[:-1, 0, 1] == 1).all()
 
 
+def test_scaled_cut_is_a_window_of_its_own_picture():
+    augmentation = Augmentation(view_size=112, flip=False, brightness=0.0)
+    for row, view in enumerate(draw(augmentation, numbered(128))):
+        assert torch.allclose(view[..., 2], torch.tensor(10.0 * row))
+        # Beyond its edge a picture goes back the way it came.
+        assert (view[..., 0].diff(dim=1) > 0).all()
+        assert (view[..., 1].diff(dim=0) > 0).all()
+
+
 @pytest.mark.parametrize("size", [64, 128])
 def test_autocast_leaves_views_as_they_are(size):
     augmentation, pictures = Augmentation(view_size=size * 7 // 8, flip=True, brightness=0.4), numbered(size)

@@ -185,3 +185,13 @@ def test_a_torn_line_condemns_no_file_and_the_first_sum_counts(tmp_path):
     with (tmp_path / FILE).open("a") as file:
         file.write(f"\n{crc:08x} {size} a\n")
     assert [damage.path for damage in Checksums(tmp_path).verify(["a", "ab"])] == ["a"]
+
+
+def test_sums_that_another_process_wrote_since_count(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"the bytes of {name}")
+    mine = Checksums(tmp_path)
+    mine.record(["a"])
+    Checksums(tmp_path).record(["b"])
+    flip(tmp_path / "b", 0)
+    assert [damage.path for damage in mine.verify(["a", "b"])] == ["b"]

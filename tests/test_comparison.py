@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 
+import numpy as np
 import pytest
 
 import kedge
@@ -20,8 +21,12 @@ from kedge.cli import main
 from kedge.csv_table import put_row
 from kedge.datasets import load_dataset
 from kedge.errors import ConfigError, DatasetError, InputError
+from kedge.evaluation import encode_split
 from kedge.grid import Grid
+from kedge.measurement import exhaustive_scores
 from kedge.page import comparison_page, comparison_summary, comparison_tables
+from kedge.training import train
+from tests.models import make_model
 from tests.pictures import draw_classes
 
 SETTINGS = {"image_size": 32, "epochs": 1, "batch_size": 16, "dim": 8}
@@ -82,16 +87,56 @@ def test_every_cell_has_its_row_and_a_failed_one_its_reason(compared):
 
 def test_figures_are_those_of_evaluate(compared, photos):
     _, out, found, _ = compared
-    report = kedge.evaluate(out / "models" / "007-resnet10-half-cross-entropy-4-0", photos, probes=(1,))
-    row = found.rows[1]
-    for distance in ("l2", "cosine"):
-        assert row[f"{distance}_map"] == pytest.approx(report.figures("exhaustive", distance).map, abs=1e-4)
-        probed = report.figures("two-stage", distance, "nearest", 1)
-        assert row[f"probed_{distance}_map"] == pytest.approx(probed.map, abs=1e-4)
+    for row in found.rows[1:3]:
+        report = kedge.evaluate(out / "models" / f"007-resnet10-half-{row['loss']}-4-0", photos, probes=(1,))
+        for distance in ("l2", "cosine"):
+            probed = report.figures("two-stage", distance, "nearest", 1)
+            assert row[f"probed_{distance}_scanned"] == pytest.approx(probed.scanned_share, abs=1e-4)
+            for way, figures in (("", report.figures("exhaustive", distance)), ("probed_", probed)):
+                shares = {"map": figures.map, "r1": figures.recall_at["1"]}
+                shares |= {f"p{k}": figures.precision_at[k] for k in ("20", "100")}
+                assert {name: row[f"{way}{distance}_{name}"] for name in shares} == pytest.approx(shares, abs=1e-4)
     model = kedge.Model.load(out / "models" / "007-resnet10-half-cam-sphere-4-0")
     expanded = kedge.evaluate(model, photos, probes=(1,), expand=True).figures("exhaustive", "cosine")
     assert found.rows[0]["expanded_map"] == pytest.approx(expanded.map, abs=1e-4)
     assert found.rows[0]["expanded_r1"] == pytest.approx(expanded.recall_at["1"], abs=1e-4)
+
+
+def test_figures_of_the_classes_left_out_are_of_these_alone(compared, photos):
+    _, out, found, _ = compared
+    model = kedge.Model.load(out / "models" / "007-resnet10-half-cam-sphere-4-0")
+    whole = load_dataset(photos, seed=0, validation_share=model.card.trained["validation_share"])
+    queries, gallery = (
+        encode_split(kedge.Encoder(model), split[np.flatnonzero(split.labels >= 3)])
+        for split in (whole.test, whole.gallery)
+    )
+    reached = exhaustive_scores(queries.vectors, queries.labels, gallery.vectors, gallery.labels, "cosine")
+    assert found.rows[0]["unseen_cosine_map"] == pytest.approx(reached[0], abs=1e-4)
+
+
+def test_a_try_leaves_the_same_classes_out_and_says_what_it_reached_on_validation_pictures(tmp_path, monkeypatch):
+    draw_classes(tmp_path / "photos", ["circle", "square", "cross", "ring"], each=8, size=32, seed=0)
+    models = []
+    monkeypatch.setattr(cell, "train", lambda *told, **settings: models.append(train(*told, **settings)) or models[-1])
+    settings = {**SETTINGS, "loss": "cross-entropy", "seed": 0}
+    found = validate(str(tmp_path / "photos"), str(tmp_path / "model"), settings, {}, unseen_classes=2)
+    (model,) = models
+    assert len(model.card.classes) == 2
+    scores = model.card.scores["validation"]
+    assert scores["map_l2"] != scores["map_cosine"]
+    assert found["validation_l2_map"] == scores["map_l2"]
+    assert found["validation_cosine_map"] == scores["map_cosine"]
+
+
+def test_what_training_took_by_hand(tmp_path):
+    model = make_model(tmp_path / "model")
+    trained = {"train_pictures": 40, "batch_size": 16, "precision": "float32"}
+    model.write_card(model.card.model_copy(update={"trained": trained}))
+    lines = [{"seconds": seconds, "memory_mb": held} for seconds, held in ((3.0, 7), (2.0, 9), (1.0, 8))]
+    (model.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    cost = cell._cost(kedge.Model.load(model.folder))
+    assert (cost["epochs"], cost["train_seconds"], cost["memory_mb"]) == (3, 6.0, 9)
+    assert cost["step_ms"] == 1000.0  # two whole batches an epoch
 
 
 def test_pages_say_what_was_measured_and_what_failed(compared):
@@ -266,6 +311,22 @@ def test_settings_that_are_given_are_not_tried(tmp_path, unmeasured):
     assert sum(each["brightness"] == 0.4 for margin, each in tried if margin) == 1
 
 
+@pytest.mark.parametrize("better", ["l2", "cosine"])
+def test_tries_are_of_one_seed_and_compared_by_their_better_distance(tmp_path, monkeypatch, better):
+    draw_birds(tmp_path / "birds")
+    grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [3], "tries": {}})
+
+    def run(_, told, *__):
+        (job,) = told
+        assert job["settings"]["seed"] == (0 if job["validate"] else 3)
+        best = job["tried"]["optimizer"] == "sgd"
+        return [{**TRIED, f"validation_{better}_map": 0.9 if best else 0.5} if job["validate"] else MEASURED]
+
+    monkeypatch.setattr(jobs.Runner, "_one", run)
+    (row,) = kedge.compare(grid, tmp_path / "out").rows
+    assert json.loads(row["tried"])["optimizer"] == "sgd"
+
+
 def test_a_loss_whose_tries_have_all_failed_is_not_measured(tmp_path, monkeypatch):
     draw_birds(tmp_path / "birds")
     given = {"datasets": [str(tmp_path / "birds")], "losses": ["cam", "none"], "seeds": [0]}
@@ -348,6 +409,21 @@ def test_a_network_stays_until_all_that_it_is_stored_as_is_measured(tmp_path, mo
     broken = False
     kedge.compare(Grid.of(grid), tmp_path / "out")
     assert not state.exists()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_models_that_are_not_to_be_kept_go_once_they_are_measured(tmp_path, monkeypatch, kept):
+    draw_birds(tmp_path / "birds")
+    grid = Grid.of({"datasets": [str(tmp_path / "birds")], "losses": ["cam"], "seeds": [0]})
+
+    def run(_, told, *__):
+        (job,) = told
+        Path(job["out"]).mkdir(parents=True)
+        return [MEASURED]
+
+    monkeypatch.setattr(jobs.Runner, "_one", run)
+    kedge.compare(grid, tmp_path / "out", keep_models=kept)
+    assert any((tmp_path / "out" / "models").iterdir()) == kept
 
 
 def test_what_was_begun_stays_until_all_that_was_asked_for_is_measured(tmp_path, monkeypatch):
@@ -605,6 +681,37 @@ def test_cells_use_the_gpus_that_were_given(given, seen, monkeypatch):
     for place in range(3):
         list(runner._one([], [place], set()))
     assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
+
+
+@pytest.mark.parametrize(("parallel", "threads"), [(1, "7"), (3, "2"), (9, "1")])
+def test_cells_side_by_side_share_the_cores(monkeypatch, parallel, threads):
+    monkeypatch.setattr(jobs, "own_cores", lambda: 7)
+    monkeypatch.setattr(jobs, "_answer", lambda *_: [])
+    started = []
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, env, **__: started.append(env) or len(started))
+    list(jobs.Runner("kedge.cell", parallel, 0, lambda *_: None)._one([], [0], set()))
+    assert [(env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"]) for env in started] == [(threads, threads)]
+
+
+def test_an_interrupt_ends_what_runs_beside(monkeypatch):
+    program = "import json, sys, time\nfor job in json.loads(sys.stdin.readline()):\n"
+    program += "    time.sleep(job['seconds'])\n    print('{}', flush=True)"
+    started, both, processes = jobs._started, Barrier(2), []
+
+    def start(_, environment):
+        both.wait(30)
+        processes.append(started(["-c", program], environment))
+        return processes[-1]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "_started", start)
+    lists = [[jobs.Job(str(seconds), {"seconds": seconds}, lambda row: row)] for seconds in (0, 60)]
+    with pytest.raises(KeyboardInterrupt):
+        jobs.Runner("kedge.cell", 2, 0, interrupt).run(lists, 0, 2)
+    # One that has slept to its end was not ended.
+    assert -signal.SIGKILL in [process.returncode for process in processes]
 
 
 def test_a_job_that_ends_its_process_takes_no_other_along(monkeypatch):

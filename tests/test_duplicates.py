@@ -85,6 +85,13 @@ def test_groups_are_those_of_a_slow_loop(seed, count, bits):
     assert [len(group.ids) for group in found] == sorted((len(group.ids) for group in found), reverse=True)
 
 
+def test_the_bit_of_the_sign_is_one_of_a_hash():
+    hashes, names = [0, -(2**63) + 1], ["a", "b"]  # two bits from each other, the first and the last
+    for bits, groups in ((1, []), (2, [("a", "b")])):
+        found = duplicate_groups(names, names, names, names, hashes, np.zeros((2, 2)), bits=bits, distance=0.0)
+        assert [group.ids for group in found] == groups
+
+
 def test_a_chain_of_near_pictures_is_not_one_group():
     hashes = [0b0, 0b11, 0b1111, 0b111111]  # each two bits from the next
     names = [str(row) for row in range(4)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.anchors import Anchors
+from kedge.anchors import Anchors, nearest_anchors
 from kedge.errors import InputError
 from kedge.filing import file_vectors, labelled_buckets
 
@@ -60,3 +60,10 @@ def test_vectors_between_anchors_that_float32_cannot_tell_apart_are_filed_by_flo
     vectors = (random.normal(size=(300, 8)) * 1e-3 + 100).astype(np.float32)
     apart = ((vectors[:, None].astype(np.float64) - points) ** 2).sum(axis=2)
     assert file_vectors(vectors, points).anchors.tolist() == apart.argmin(axis=1).tolist()
+
+
+def test_equally_near_anchors_are_told_apart_in_every_block(monkeypatch):
+    monkeypatch.setattr("kedge.filing._BLOCK_PAIRS", 64)
+    random = np.random.default_rng(0)
+    points, vectors = (random.integers(-1, 2, size=(count, 4)).astype(np.float32) for count in (12, 300))
+    assert file_vectors(vectors, points).anchors.tolist() == nearest_anchors(vectors, points).tolist()

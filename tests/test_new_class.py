@@ -11,6 +11,7 @@ from PIL import Image
 
 import kedge
 from kedge import new_class
+from kedge.anchors import Anchors
 from kedge.errors import InputError, ModelError, PictureError
 from kedge.evaluation import load_for
 from kedge.model import Model
@@ -50,6 +51,13 @@ def test_the_anchor_is_the_mean_of_the_examples(model, tmp_path):
     assert added.spread == pytest.approx(np.linalg.norm(vectors - mean, axis=1).mean(), abs=1e-5)
     assert changed.fingerprint != model.fingerprint
     assert changed.encodes_like(model)
+
+
+def test_the_anchor_is_as_long_as_those_that_were_learned(tmp_path):
+    model = make_model(tmp_path / "model", classes=CLASSES)
+    Anchors(model.card.classes, 7 * model.anchors.vectors).save(model.folder / "anchors.safetensors")
+    changed, _ = kedge.add_class(model.folder, "yellow", [plain(tmp_path / "y.png", colour_of(3))])
+    assert np.linalg.norm(changed.anchors.vectors, axis=1) == pytest.approx([7] * 4, rel=1e-5)
 
 
 def test_of_two_that_add_at_once_none_is_lost(model, tmp_path, monkeypatch):

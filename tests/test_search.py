@@ -282,12 +282,12 @@ def test_impossible_calls_are_named():
 
 
 def test_scanned_and_probed_of_an_exact_search_are_what_it_compared():
-    # Buckets of 2 at 0, 10 and 100: the query at 4.9 needs the first two.
+    # Buckets of 2 at 0, 10 and 100: queries at 4.9 and 5.1 need the first two.
     index = TwoStageIndex([[0.0], [1.0], [9.0], [10.0], [100.0], [101.0]], [[0.0], [10.0], [100.0]])
-    found = index.search([[4.9]], 2, "exact")
-    assert found.ids.tolist() == [[1, 2]]
-    assert found.probed[0].tolist() == [0, 1]
-    assert 3 <= found.scanned[0] <= 4
+    found = index.search([[4.9], [5.1]], 2, "exact")
+    assert found.ids.tolist() == [[1, 2], [2, 1]]
+    assert [probed.tolist() for probed in found.probed] == [[0, 1], [1, 0]]
+    assert 3 <= found.scanned.min() <= found.scanned.max() <= 4
 
 
 @pytest.mark.parametrize("probes", [1, 3])
@@ -309,3 +309,14 @@ def test_filing_that_is_given_is_put_into_the_buckets_order():
     same_up_to_ties(found, given.search_exhaustive(queries, 60))
     own = TwoStageIndex(vectors, points, filing.anchors)
     assert np.array_equal(found.scanned, own.search(queries, 60, "exact").scanned)
+
+
+def test_of_one_query_the_nearest_is_found_among_vectors_that_float32_cannot_tell_apart(monkeypatch):
+    monkeypatch.setattr("kedge.search.FEW_NUMBERS", 0)
+    monkeypatch.setattr("kedge.search.GALLERY_BLOCK", 8)
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        vectors = (1 + 1e-7 * random.integers(-1, 2, size=(40, 3))).astype(np.float32)
+        query = (1 + 1e-7 * random.integers(-1, 2, size=(1, 3))).astype(np.float32)
+        apart = ((vectors.astype(np.float64) - query) ** 2).sum(axis=1)
+        assert TwoStageIndex(vectors, np.ones((1, 3))).search(query, 1).ids.tolist() == [[apart.argmin()]]

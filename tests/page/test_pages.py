@@ -12,11 +12,12 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from kedge.anchors import Anchors
+from kedge.duplicates import DuplicateGroup
 from kedge.encoder import Encoder
 from kedge.errors import InputError
 from kedge.hits import Hit, SearchResult
 from kedge.measurement import evaluate_vectors
-from kedge.page import ReportMaterial, contact_sheet, evaluate_to_page, plots, report_page
+from kedge.page import ReportMaterial, contact_sheet, duplicates_page, evaluate_to_page, plots, report_page
 from kedge.page.comparison import _plots
 from kedge.picture import thumbnail
 from tests.models import make_model
@@ -108,6 +109,18 @@ def test_contact_sheet_shows_what_was_found():
     assert page.of("figure") and len(page.of("figure")) == 6
     # Odd names stand as text, never as markup.
     assert ("b", {}) not in page.tags
+
+
+def test_names_change_no_markup():
+    def markup(name):
+        hit = Hit(1, "id1", f"{name}/{name}.jpg", name, 0.5, f"{name} too")
+        results = [SearchResult(name, (hit,), (name,), 1.0)] * 4
+        group = DuplicateGroup("near", ("id1", name), (name, None), (name, name), 0.5)
+        pages = Page(sheet(results)), Page(duplicates_page([group], {"id1": thumbnail(picture(1))}))
+        assert all(page.text.count(name) > 2 for page in pages)
+        return [(tag, [*attributes]) for page in pages for tag, attributes in page.tags]
+
+    assert markup(ODD) == markup("plain")
 
 
 def test_contact_sheet_of_nothing_and_of_many():
