@@ -72,8 +72,8 @@ class TrainingConfig(BaseModel):
     flip: bool | None = None
     """Mirror pictures left-right; None: yes, but for digits."""
     brightness: float | None = Field(None, ge=0, lt=1)
-    """b: pictures are made darker or brighter by factors from 1 - b to 1 + b. None: 0, but 0.4 for `arcface` and
-    `proxy-anchor`, with pretrained weights or a frozen backbone, and where few pictures are seen often."""
+    """b: pictures are made darker or brighter by factors from 1 - b to 1 + b. None: 0, but 0.4 for `arcface`,
+    with pretrained weights or a frozen backbone, and where few pictures are seen often."""
     mixup: float | None = Field(None, ge=0)
     """Blend pictures of a batch two by two, in shares drawn from Beta(mixup, mixup); 0: not at all.
     None: 0, but 1 for `cam` and `cam-sphere` from scratch with up to 1,600 pictures, in 100 epochs and more."""
