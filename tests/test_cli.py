@@ -6,11 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kedge.anchors import Anchors
 from kedge.cli import main
+from kedge.cli.models import _show_report
 from kedge.cli.options import scored
+from kedge.cli.progress import comparison_progress
 from kedge.gallery import Gallery
+from kedge.measurement import evaluate_vectors
 from tests.models import make_model
 from tests.pictures import draw_classes
 
@@ -92,10 +97,23 @@ def test_evaluate_json(place):
     assert {row["probes"] for row in found["search"]} == {None, 1, "exact"}
     assert set(found["per_class"]) == {"red", "green", "blue"}
     assert (place / "model" / "report.html").is_file()
-    said = kedge("evaluate", place / "model", data, "--probes", "1").stdout
+    said = kedge("evaluate", place / "model", data, "--probes", "1,3").stdout
+    assert "l2 filed by nearest, probes 1" in said
+    assert "probes 3" not in said  # which look at all of 3 buckets
     for name, confusion in found["confusions"].items():
         shown = f"{100 * confusion['share']:.1f} % are {confusion['found']}"
         assert f"hard    {name}: mAP {100 * found['per_class'][name]:.1f}; of the first 20, {shown}" in said
+
+
+def test_evaluation_by_both_distances_is_shown_once_where_they_agree(capsys):
+    anchors, labels = Anchors(("a", "b"), np.eye(2, dtype=np.float32)), np.arange(8) % 2
+    angles = np.linspace(0, 1.5, 8)
+    vectors = np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+    options = {"classes": anchors.names, "distance": "cosine", "probes": (1,)}
+    _show_report(evaluate_vectors(vectors, labels, vectors, labels, anchors, **options))
+    ways = [line[:42].rstrip() for line in capsys.readouterr().out.splitlines()[2:5]]
+    names = ("exhaustive", "filed by nearest, probes 1", "filed by label, probes 1")
+    assert ways == [f"l2 = cosine {name}" for name in names]
 
 
 def test_remove(place, tmp_path, mistake):
@@ -342,6 +360,17 @@ def test_what_an_add_leaves_out_or_does_not_know_is_said_before_its_counts(tmp_p
         assert len([line for line in said.err.splitlines() if line.startswith("skipped")]) == 21
         assert said.err.splitlines()[-1] == expected  # a label that was there already is not said again
         assert "failed 22" in said.out
+
+
+def test_brackets_in_names_are_no_styles(capsys):
+    row = {"l2_map": 0.5, "cosine_map": 0.61, "dataset": "a[/b]", "backbone": "b", "shots": "full", "loss": "cam"}
+    with comparison_progress() as told:
+        told("a[/b]-cam-0", row, 1, 2)
+        told("a[/b]-cam-1", {"failure": "two\nlines of [/red] \x1b[31m"}, 2, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "1/2  a[/b]-cam-0  mAP 61.0",
+        "2/2  a[/b]-cam-1  two\\nlines of [/red] \\x1b[31m",
+    ]
 
 
 def test_settings_without_a_flag_are_given_by_name(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -888,9 +889,14 @@ def test_tables_by_hand():
     tables = comparison_tables(rows, {"read-out": {"loss": "cross-entropy", "features": "softmax"}})
     assert "1 of 6 cells failed" in tables
     assert "## birds, net, all pictures (1 to 2 seeds, 7 queries, gallery of 11)" in tables
-    assert "| cam | 62.0 ± 2.0 | 68.0 ± 2.0 | 50.0 ± 0.0 |" in tables
-    assert "## birds, net, all pictures: two-stage search" in tables
-    assert f"| cam |{' 25.0 ± 0.0 | 26.0 ± 0.0 |' * 4} 50.0 ± 0.0 | cosine |" in tables
+    assert "### Exhaustive search" in tables
+    # The best is bold, and what is level with it.
+    assert "| cam | **62.0 ± 2.0** | **68.0 ± 2.0** | **50.0 ± 0.0** |" in tables
+    assert "| triplet | 40.0 ± 0.0 | 52.0 ± 2.0 | **50.0 ± 0.0** |" in tables
+    assert "### Two-stage search" in tables
+    assert f"| cam |{' **25.0 ± 0.0** | **26.0 ± 0.0** |' * 4} 50.0 ± 0.0 | cosine |" in tables
+    assert "### Cost on cpu, 1 thread\n" in tables
+    assert tables.index("- **own distance**: ") > tables.index("## Variants")
     assert "| mAP (L2) | cam 62.0 | triplet 40.0 | 1.550 ± 0.050 | 0.633 ± 0.033 | +11.0 ± 1.0 |" in tables
     assert "| mAP (cosine) | cam 68.0 | triplet 52.0 | 1.308 ± 0.012 | 0.667 ± 0.014 | +16.0 ± 0.0 |" in tables
     said = "| mAP (cosine), class probabilities | cam 68.0 | read-out 50.0 | 1.360 | 0.640 | +18.0 |"
@@ -924,4 +930,13 @@ def test_tables_by_hand():
     assert "| mAP (L2) | cam 62.0 | triplet 100.0 | 0.620 ± 0.020 | - |" in comparison_tables(rows, {})
     page = comparison_page("A <title>", rows, {})
     assert "A &lt;title&gt;" in page
+    assert [*re.findall("<h2>([^<]+)", page)] == [
+        "birds, net, all pictures (1 to 2 seeds, 7 queries, gallery of 11)",
+        "Cells that failed",
+        "Settings chosen on validation pictures",
+        "What the words mean",
+    ]
+    assert "<td><b>68.0 ± 2.0</b></td>" in page
+    assert "<td>52.0 ± 2.0</td>" in page
+    assert page.count("tabindex='0' role='region'") == page.count("<table") == 7
     assert page.count("<svg") == 1  # one number of shots: time, and nothing against shots

@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import tracemalloc
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,7 +192,11 @@ def test_a_gallery_lists_what_was_saved_again_smaller(tmp_path):
         assert group.labels == ("red", "red")
         page = duplicates_page([group], gallery.thumbnails(group.ids))
         assert page.count("data:image/jpeg") == 2
-        assert "copy.png" in page
+        assert re.findall("<div class='path' title='([^']+)'>([^<]+)<", page) == [
+            (f"{path}\n--id {key}", Path(path).name) for key, path in zip(group.ids, group.paths, strict=True)
+        ]
+        command = re.search("<code class='command'>(.+?)</code>", page)[1]
+        assert re.sub("<[^>]+>", "", command) == f"kedge remove GALLERY --id {group.ids[1]}"
         vector = gallery.model.search_anchors.vectors[:1]
         gallery.add_vectors(np.repeat(vector, 2, axis=0), ids=["a", "b"])
         assert [group.kind for group in gallery.duplicates()] == ["near", "exact"]

@@ -1,7 +1,9 @@
 """Figures: what an evaluation measured, by every way to search."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kedge.errors import InputError, PictureError
 from kedge.model import Distance
@@ -25,6 +27,10 @@ class SearchFigures:
     recall_at: dict[str, float]
     scanned_share: float
     milliseconds_per_query: float
+
+    def shares(self) -> Iterator[float]:
+        """Yield all that was measured but the time."""
+        yield from (self.map, *self.precision_at.values(), *self.recall_at.values(), self.scanned_share)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,27 @@ class Report:
             if (row.mode, row.distance, row.filed_by, row.probes) == (mode, distance, filed_by, probes):
                 return row
         raise InputError(f"{mode} search by {distance}, filed by {filed_by}, probes {probes} was not measured")
+
+    def distances_agree(self) -> bool:
+        """Tell whether L2 and cosine have the same figures, to the digits of a table, as for vectors of unit length."""
+        l2, cosine = (
+            [share for row in self.search if row.distance == way for share in row.shares()]
+            for way in get_args(Distance)
+        )
+        return all(math.isclose(a, b, rel_tol=0, abs_tol=5e-4) for a, b in zip(l2, cosine, strict=True))
+
+    def distinct(self) -> tuple[SearchFigures, ...]:
+        """Return the ways to search that tell something: where distances agree, those by the model's own.
+
+        Of the numbers of probes beyond 1, those that look at all pictures are exhaustive search, and left out.
+        """
+        one = self.distances_agree()
+        return tuple(
+            row
+            for row in self.search
+            if (row.distance == self.distance or not one)
+            and (row.probes in (None, 1, "exact") or row.scanned_share < 1)
+        )
 
     def headline(self) -> dict[str, float]:
         """Return the few figures that stand for all: exhaustive search by the model's distance."""

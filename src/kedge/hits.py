@@ -1,5 +1,6 @@
 """Hits: what a search of a gallery found."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,19 @@ class SearchResult:
     scanned_share: float
     known: bool | None = None
     percentile: float | None = None
+
+    def distances(self) -> list[str]:
+        """Return the hits' distances for a table, all to as many decimals as tell those apart that differ.
+
+        Four figures of the largest, and up to two more.
+        """
+        values = [hit.distance for hit in self.hits]
+        least = min(6, max(0, 3 - math.floor(math.log10(max(values))))) if any(values) else 3
+        for decimals in range(least, least + 3):
+            said = [f"{value:.{decimals}f}" for value in values]
+            if len({*said}) == len({*values}):
+                break
+        return said
 
 
 @dataclass(frozen=True, eq=False)

@@ -264,8 +264,8 @@ def _show(result: "SearchResult", none: str) -> None:
         print(f"      perhaps of no known class: {result.percentile:.0f} % of known pictures lie nearer to an anchor")
     if not result.hits:
         print(f"      nothing was found: {none}")
-    for hit in result.hits:
-        print(f"{hit.rank:>4}  {hit.distance:<9.4g} {shown(hit.label or '-'):<16} {shown(hit.path or '-')}")
+    for hit, distance in zip(result.hits, result.distances(), strict=True):
+        print(f"{hit.rank:>4}  {distance:<9} {shown(hit.label or '-'):<16} {shown(hit.path or '-')}")
 
 
 def _say_failures(what: str, failures: Sequence[PictureError]) -> None:

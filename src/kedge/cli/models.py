@@ -153,7 +153,7 @@ def compare(
         for row in found.rows:
             print(json.dumps(row))
     else:
-        print(comparison_summary(found.rows))
+        print("\n".join(map(shown, comparison_summary(found.rows).split("\n"))))
         print(f"tables  {out / 'results.md'}")
         print(f"page    {out / 'report.html'}")
     if found.failed:
@@ -285,13 +285,14 @@ def _show_report(report: Any) -> None:
         f"{report.queries} queries{', expanded,' if report.expanded else ''} in a gallery of {report.gallery}, "
         f"{report.classes} classes, {report.dim} dimensions, searched by {report.distance}{left_out}"
     )
-    print(f"{'search':<37} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
-    for row in report.search:
+    print(f"{'search':<42} {'mAP':>6} {'P@20':>6} {'P@100':>6} {'R@1':>6} {'scanned':>8} {'ms':>7}")
+    alike = report.distances_agree()
+    for row in report.distinct():
         filed = f", filed by {row.filed_by}, probes {row.probes}" if row.mode == "two-stage" else ""
-        name = f"{row.distance} {row.mode}{filed}".replace("two-stage, ", "")
+        name = f"{'l2 = cosine' if alike else row.distance} {row.mode}{filed}".replace("two-stage, ", "")
         figures = (row.map, row.precision_at["20"], row.precision_at["100"], row.recall_at["1"])
         percents = " ".join(f"{100 * value:6.1f}" for value in figures)
-        print(f"{name:<37} {percents} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
+        print(f"{name:<42} {percents} {100 * row.scanned_share:7.1f}% {row.milliseconds_per_query:7.3f}")
     confused = sorted((report.per_class[name] or 0.0, name) for name in report.confusions)
     for ap, name in confused[:3]:
         other = report.confusions[name]

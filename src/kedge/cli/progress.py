@@ -6,8 +6,11 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from kedge.cli.options import shown
 
 __all__ = ["ProgressCallback", "comparison_progress", "progress_bar"]
 
@@ -47,12 +50,14 @@ def comparison_progress() -> Iterator[Callable[[str, dict[str, Any], int, int], 
         def show(name: str, row: dict[str, Any], done: int, total: int) -> None:
             kind = "" if "l2_map" in row else "validation_"
             reached = max(row.get(f"{kind}{distance}_map", 0.0) for distance in ("l2", "cosine"))
-            said = row.get("failure") or f"{kind.replace('_', ' ')}mAP {100 * reached:.1f}"
+            reached_said = f"{kind.replace('_', ' ')}mAP {100 * reached:.1f}"
+            # Brackets in names and reasons are no styles.
+            name, said = escape(shown(name)), escape(shown(row.get("failure") or reached_said))
             if not console.is_terminal:
                 console.print(f"{done}/{total}  {name}  {said}", highlight=False, soft_wrap=True)
                 return
             if "l2_map" in row:
-                column = f"{row['dataset']}, {row['backbone']}, {row['shots']}"
+                column = escape(shown(f"{row['dataset']}, {row['backbone']}, {row['shots']}"))
                 found.setdefault(row["loss"], {}).setdefault(column, []).append(reached)
             status = f"{done} of {total} done; last: {name}, {said}"
             live.update(Group(table(), status) if found else status, refresh=True)

@@ -8,32 +8,48 @@ from typing import Any
 import numpy as np
 
 from kedge.page import plots
-from kedge.page.layout import escape, frame
+from kedge.page.layout import escape, frame, glossary, scroller
 
 __all__ = ["comparison_page", "comparison_summary", "comparison_tables"]
 
 Row = Mapping[str, Any]
 # The distances as columns begin with them, and as they are called.
 DISTANCES = {"l2": "L2", "cosine": "cosine"}
-EXPLAINED = (
-    "Queries: test pictures; gallery: the whole training set unless a heading says otherwise; a gallery picture is "
-    "relevant when it has the query's class. mAP counts what was not returned as missed. Exhaustive and two-stage "
-    "search (filed by nearest, one anchor probed) by L2 and by cosine; a model's own distance is the better of both on "
-    "validation pictures; looked at: the share of the gallery, by the own distance; expanded: exhaustive by cosine, "
-    "queries turned to the anchors of the classes they look like; validation: mAP of validation pictures in those "
-    "trained on, by the own distance. Percent, mean ± standard deviation of the seeds (divided by their number)."
-)
+SHORT = "Figures in percent, mean ± standard deviation of the seeds; the best of a column is bold. What the words mean "
+SHORT += "stands at the end."
+GLOSSARY = {
+    "queries, gallery": "test pictures are searched in the whole training set, unless a heading says otherwise.",
+    "relevant": "a gallery picture is relevant when it has the query's class.",
+    "mAP": "mean average precision; what was not returned counts as missed.",
+    "P@k, R@k": "share of relevant pictures among the first k; share of queries with one among them.",
+    "two-stage search": "pictures filed under their nearest anchor, one anchor probed.",
+    "own distance": "L2 or cosine, the better on validation pictures.",
+    "looked at": "share of the gallery that a query was compared with, by the own distance.",
+    "expanded": "exhaustive search by cosine, queries turned to the anchors of the classes they look like.",
+    "validation": "mAP of validation pictures searched in those trained on, by the own distance.",
+    "± standard deviation": "of the seeds, divided by their number.",
+}
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A heading, column names and rows of text; the first column names the row."""
+    """A heading, empty where the section's says it all, column names and rows of text; the first cell names a row."""
 
     heading: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: bool = False
     """Its cells are words, not numbers: they stand at the left and take as many lines as they need."""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """(row, column) of the cells that are the best of their columns."""
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A heading and tables under it."""
+
+    heading: str
+    tables: tuple[_Table, ...]
 
 
 @dataclass(frozen=True)
@@ -60,13 +76,20 @@ def comparison_tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, A
 
     rows: as in `results.csv`. variants: the settings of losses by another name.
     """
-    parts = ["# Losses compared", "", EXPLAINED, ""]
+    parts = ["# Losses compared", "", SHORT, ""]
     for doubt in _doubts(rows):
         parts += [doubt, ""]
-    for table in _tables(rows, variants):
-        parts += [f"## {table.heading}", "", f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns)]
-        parts += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
-        parts.append("")
+    for section in _sections(rows, variants):
+        parts += [f"## {section.heading}", ""]
+        for table in section.tables:
+            parts += [f"### {table.heading}", ""] if table.heading else []
+            parts += [f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns)]
+            for number, row in enumerate(table.rows):
+                cells = [" ".join(cell.replace("|", "/").split()) for cell in row]
+                cells = [f"**{cell}**" if (number, at) in table.best else cell for at, cell in enumerate(cells)]
+                parts.append(f"| {' | '.join(cells)} |")
+            parts.append("")
+    parts += ["## What the words mean", "", *(f"- **{word}**: {text}" for word, text in GLOSSARY.items()), ""]
     return "\n".join(parts)
 
 
@@ -96,21 +119,27 @@ def comparison_summary(rows: Sequence[Row]) -> str:
 
 def comparison_page(title: str, rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the same as one self-contained HTML file, with mAP against shots and against training time."""
-    parts = [f"<h1>{escape(title)}</h1>", f"<p class='soft'>{escape(EXPLAINED)}</p>"]
+    parts = [f"<h1>{escape(title)}</h1>", f"<p class='soft'>{escape(SHORT)}</p>"]
     parts += [f"<p class='doubt'>{escape(doubt)}</p>" for doubt in _doubts(rows)]
     parts.append(_plots(rows))
-    for table in _tables(rows, variants):
-        heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in table.columns)
-        lines = "".join(
-            f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
-            for row in table.rows
-        )
-        place, kind = ("scroll card", " class='settings'") if table.words else ("scroll wide card", "")
-        parts.append(
-            f"<h2>{escape(table.heading)}</h2><div class='{place}'><table{kind}><thead><tr>{heads}</tr></thead>"
-            f"<tbody>{lines}</tbody></table></div>"
-        )
-    return frame(title, "\n".join(parts))
+    for section in _sections(rows, variants):
+        parts.append(f"<h2>{escape(section.heading)}</h2>")
+        for table in section.tables:
+            if table.heading:
+                parts.append(f"<h3>{escape(table.heading)}</h3>")
+            parts.append(scroller(f"{section.heading} {table.heading}".strip(), _html(table)))
+    parts.append(glossary(GLOSSARY))
+    return frame(title, "\n".join(parts), wide=True)
+
+
+def _html(table: _Table) -> str:
+    heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in table.columns)
+    lines = ""
+    for number, (name, *cells) in enumerate(table.rows):
+        shown = (f"<b>{escape(c)}</b>" if (number, at) in table.best else escape(c) for at, c in enumerate(cells, 1))
+        lines += f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in shown)}</tr>"
+    kind = " class='settings'" if table.words else ""
+    return f"<table{kind}><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def _doubts(rows: Sequence[Row]) -> list[str]:
@@ -154,25 +183,32 @@ def _title(data: str, backbone: str, shots: str) -> str:
     return f"{data}, {backbone}, {'all pictures' if shots == 'full' else f'{shots} shots'}"
 
 
-def _tables(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> list[_Table]:
-    tables = []
+def _sections(rows: Sequence[Row], variants: Mapping[str, Mapping[str, Any]]) -> list[_Section]:
+    sections = []
     for group in _groups(rows):
-        tables += _retrieval(group, "", "")
+        tables = _retrieval(group, "", "")
         if group.shots != "full":
-            tables += _retrieval(group, "shots_", ": gallery of the pictures trained on")
+            tables += _retrieval(group, "shots_", ", in a gallery of the pictures trained on")
         if any("unseen_l2_map" in row for found in group.by_loss.values() for row in found):
-            tables += _retrieval(group, "unseen_", ": classes never trained on")
+            tables += _retrieval(group, "unseen_", ", of classes never trained on")
         tables += [_ratios(group), _cost(group), _settings(group)]
+        sections.append(_Section(_heading(group), tuple(table for table in tables if table.rows)))
     failed = [row for row in rows if row.get("failure")]
-    if failed:
-        named = ("dataset", "backbone", "loss", "shots", "seed", "failure")
-        cells = tuple(tuple(str(row[name]) for name in named) for row in failed)
-        tables.append(_Table("Cells that failed", ("data set", *named[1:-1], "reason"), cells, words=True))
+    named = ("dataset", "backbone", "loss", "shots", "seed", "failure")
+    cells = tuple(tuple(str(row[name]) for name in named) for row in failed)
+    others = {"Cells that failed": _Table("", ("data set", *named[1:-1], "reason"), cells, words=True)}
     chosen = {row["loss"]: json.loads(row["tried"]) for row in rows if row.get("tried", "{}") != "{}"}
     for heading, settings in (("Settings chosen on validation pictures", chosen), ("Variants", variants)):
         said = tuple((loss, json.dumps(dict(given))) for loss, given in settings.items())
-        tables.append(_Table(heading, ("loss", "settings"), said, words=True))
-    return [table for table in tables if table.rows]
+        others[heading] = _Table("", ("loss", "settings"), said, words=True)
+    return sections + [_Section(heading, (table,)) for heading, table in others.items() if table.rows]
+
+
+def _heading(group: _Group) -> str:
+    """Return what was searched in what, and how often."""
+    said = f"{group.title} ({group.seeds()}, {group.said('queries')} queries, gallery of {group.said('gallery')})"
+    left_out = max(row.get("left_out", 0) for found in group.by_loss.values() for row in found)
+    return f"{said}; {left_out} that cannot be used left out" if left_out else said
 
 
 def _retrieval(group: _Group, prefix: str, what: str) -> list[_Table]:
@@ -184,22 +220,34 @@ def _retrieval(group: _Group, prefix: str, what: str) -> list[_Table]:
     if not prefix:
         exhaustive["validation"] = lambda row: row.get(f"validation_{row['distance']}_map", np.nan)
     probed = _by_both(f"{prefix}probed_") | {"looked at": lambda row: row[f"{prefix}probed_{row['distance']}_scanned"]}
-    said = "" if prefix else f" ({group.seeds()}, {group.said('queries')} queries, gallery of {group.said('gallery')})"
-    left_out = max(row.get("left_out", 0) for found in group.by_loss.values() for row in found)
-    if left_out and not prefix:
-        said += f"; {left_out} that cannot be used left out"
     tables = []
-    for heading, figures in ((said, exhaustive), (": two-stage search", probed)):
+    for heading, figures in (("Exhaustive search", exhaustive), ("Two-stage search", probed)):
         if prefix == "shots_":
             # Of so few relevant pictures there are not k among any k.
             few = [name for name in figures if "P@" in name and int(name[2:].split()[0]) > int(group.shots)]
             figures = {name: figure for name, figure in figures.items() if name not in few}
-        lines = tuple(
-            (loss, *(_spread([100 * figure(row) for row in found]) for figure in figures.values()), _own(found))
-            for loss, found in group.by_loss.items()
-        )
-        tables.append(_Table(f"{group.title}{what}{heading}", ("loss", *figures, "own distance"), lines))
+        measured = {
+            name: [[100 * figure(row) for row in found] for found in group.by_loss.values()]
+            for name, figure in figures.items()
+        }
+        cells = [[_spread(values) for values in column] for column in measured.values()]
+        own = [_own(found) for found in group.by_loss.values()]
+        lines = tuple(zip(group.by_loss, *cells, own, strict=True))
+        best = {
+            (row, column)
+            for column, (name, by_loss) in enumerate(measured.items(), start=1)
+            if name != "looked at" and len(by_loss) > 1
+            for row in _highest([float(np.mean(values)) for values in by_loss])
+        }
+        columns = ("loss", *figures, "own distance")
+        tables.append(_Table(f"{heading}{what}", columns, lines, best=frozenset(best)))
     return tables
+
+
+def _highest(means: Sequence[float]) -> list[int]:
+    """Return where the highest number stands, and what a table shows as equal to it; NaN is none."""
+    shown = np.round(means, 1)
+    return np.flatnonzero(shown == np.nanmax(shown)).tolist() if np.isfinite(shown).any() else []
 
 
 def _by_both(prefix: str) -> dict[str, Callable[[Row], float]]:
@@ -260,8 +308,7 @@ def _ratios(group: _Group) -> _Table:
                         _paired(own, their, lambda a, b: 100 * (a - b), "+.1f"),
                     )
                     lines.append(cells)
-    heading = f"{group.title}: class anchors against the others, the best of each by the figure itself"
-    return _Table(heading, columns, tuple(lines))
+    return _Table("Class anchors against the others, the best of each by the figure itself", columns, tuple(lines))
 
 
 def _paired(
@@ -293,8 +340,9 @@ def _cost(group: _Group) -> _Table:
         )
         for loss, found in group.by_loss.items()
     )
-    on = f"{group.said('device')}, {group.said('threads')} thread(s)"
-    return _Table(f"{group.title}: cost on {on}", columns, lines)
+    threads = group.said("threads")
+    on = f"{group.said('device')}, {threads} thread{'s' * (threads != '1')}"
+    return _Table(f"Cost on {on}", columns, lines)
 
 
 def _settings(group: _Group) -> _Table:
@@ -310,7 +358,7 @@ def _settings(group: _Group) -> _Table:
     lines = [("all", shared)] if shared else []
     lines += [(loss, {name: value for name, value in own.items() if name not in shared}) for loss, own in said.items()]
     texts = ((loss, ", ".join(f"{name} {value}" for name, value in own.items()) or "-") for loss, own in lines)
-    return _Table(f"{group.title}: settings", ("loss", "settings"), tuple(texts), words=True)
+    return _Table("Settings", ("loss", "settings"), tuple(texts), words=True)
 
 
 def _plain(value: Any) -> str:

@@ -29,8 +29,9 @@ def contact_sheet(
         links = "".join(f"<li><a href='#q{row}'>{escape(_name(result))}</a></li>" for row, result in enumerate(results))
         head += f"\n<ol class='jump'>{links}</ol>"
     labels = sorted({hit.label for result in results for hit in result.hits if hit.label})
-    # Steps of the golden angle: however many labels there are, the hues of a page lie well apart.
-    hues = {label: round(137.508 * number) % 360 for number, label in enumerate(labels)}
+    # Steps of the golden ratio from blue on: however many labels there are, their hues lie well apart, and none near
+    # red, which reads as wrong.
+    hues = {label: round(45 + 270 * ((0.6 + 0.618034 * number) % 1)) for number, label in enumerate(labels)}
     sections = [
         _query(row, result, jpeg, thumbnails, hues)
         for row, (result, jpeg) in enumerate(zip(results, queries, strict=True))
@@ -55,7 +56,10 @@ def _query(
             f"<div class='doubt'>perhaps of no known class: {result.percentile:.0f} % of known pictures "
             f"lie nearer to an anchor</div>"
         )
-    hits = "".join(_hit(hit, thumbnails.get(hit.id), hues) for hit in result.hits)
+    hits = "".join(
+        _hit(hit, distance, thumbnails.get(hit.id), hues)
+        for hit, distance in zip(result.hits, result.distances(), strict=True)
+    )
     found = f"<ol class='hits'>{hits}</ol>" if hits else "<p class='soft'>Nothing was found: no picture matches.</p>"
     return (
         f"<section class='query' id='q{row}' aria-label='query {escape(_name(result))}'>"
@@ -63,14 +67,14 @@ def _query(
     )
 
 
-def _hit(hit: Hit, jpeg: bytes | None, hues: Mapping[str, int]) -> str:
+def _hit(hit: Hit, distance: str, jpeg: bytes | None, hues: Mapping[str, int]) -> str:
     path = hit.path or ""
     shown = picture_tag(jpeg, f"hit {hit.rank}: {hit.label or path}") if jpeg else "no picture"
     label = f"<span class='chip' style='--hue:{hues[hit.label]}'>{escape(hit.label)}</span>" if hit.label else ""
     elsewhere = f"<div class='soft'>filed under {escape(hit.anchor)}</div>" if hit.anchor != hit.label else ""
     return (
         f"<li><figure><div class='shown'>{shown}</div><figcaption>"
-        f"<div class='row'><span>{hit.rank}</span><span title='distance'>{_figure(hit.distance)}</span></div>"
+        f"<div class='row'><span>{hit.rank}</span><span title='distance'>{distance}</span></div>"
         f"{label}{elsewhere}<div class='path' title='{escape(path)}'>{escape(_short(path, hit.label))}</div>"
         f"</figcaption></figure></li>"
     )
@@ -86,8 +90,3 @@ def _short(path: str, label: str | None) -> str:
     short = "/".join(parts[1:] if parts[:1] == (label,) else parts) if len(parts) == 2 else path
     half = SHOWN_OF_PATH // 2
     return short if len(short) <= SHOWN_OF_PATH else f"{short[: half - 1]}…{short[-half:]}"
-
-
-def _figure(distance: float) -> str:
-    """Return a distance with four significant figures, so that neighbours can be compared: 0.278 -> 0.2780."""
-    return f"{distance:#.4g}".removesuffix(".")

@@ -1,6 +1,8 @@
 """Duplicates page: groups of pictures that show the same, side by side."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from shlex import quote
 
 from kedge.duplicates import DuplicateGroup
 from kedge.page.layout import escape, frame, picture_tag
@@ -35,9 +37,13 @@ def _group(number: int, group: DuplicateGroup, thumbnails: Mapping[str, bytes]) 
     more = len(group.ids) - len(rows)
     pictures += f"<li class='soft'>and {more} more, which <code>kedge duplicates</code> lists</li>" if more else ""
     what = "equal content" if group.kind == "exact" else f"near, embeddings within {group.distance:.3g}"
+    # Spans that stay in one line: a window would break `--id` after its dashes.
+    spare = " ".join(f"<span>--id {escape(quote(key))}</span>" for key, *_ in rows[1:])
+    command = f"<code class='command'>kedge remove GALLERY {spare}</code>"
     return (
         f"<section aria-label='group {number}'><h3>{len(group.ids)} pictures, {what}</h3>"
-        f"<ol class='hits'>{pictures}</ol></section>"
+        f"<ol class='hits large'>{pictures}</ol>"
+        f"<p class='soft'>To remove all shown but the first:</p>{command}</section>"
     )
 
 
@@ -45,8 +51,9 @@ def _picture(jpeg: bytes | None, key: str, path: str | None, label: str | None) 
     name = path or key
     shown = picture_tag(jpeg, name) if jpeg else "no picture"
     told = f"<div class='soft'>{escape(label)}</div>" if label else ""
+    where = f"{path}\n--id {key}" if path else f"--id {key}"
     return (
         f"<li><figure><div class='shown'>{shown}</div><figcaption>{told}"
-        f"<div class='path'>{escape(name)}</div><div class='path soft'>--id {escape(key)}</div>"
+        f"<div class='path' title='{escape(where)}'>{escape(PurePath(name).name or name)}</div>"
         "</figcaption></figure></li>"
     )

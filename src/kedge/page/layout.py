@@ -3,17 +3,18 @@
 import base64
 import html
 import io
+from collections.abc import Mapping
 
 from PIL import Image
 
-__all__ = ["escape", "frame", "percent", "picture_tag"]
+__all__ = ["escape", "frame", "glossary", "percent", "picture_tag", "scroller"]
 
 STYLE = """
 :root { --ink:#1d2126; --soft:#5d6673; --line:#dfe3e8; --ground:#fafafa; --card:#fff; --accent:#0b6e99; --tint:#e6f1f6;
-  --warm:#c2571a; --violet:#7a5ea8; --green:#3f8f4f; color-scheme:light dark }
+  --warm:#c2571a; --violet:#7a5ea8; --green:#3f8f4f; --shade:#0004; color-scheme:light dark }
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink:#e8eaed; --soft:#9aa4b2; --line:#353b44; --ground:#16191d; --card:#1e2227; --accent:#5bb8e0; --tint:#1f333e;
-    --warm:#ef8a4f; --violet:#ab90dc; --green:#6fc281 }
+    --warm:#ef8a4f; --violet:#ab90dc; --green:#6fc281; --shade:#000c }
 }
 * { box-sizing: border-box }
 body { margin:0; background:var(--ground); color:var(--ink); line-height:1.55;
@@ -27,10 +28,13 @@ p { margin:6px 0; max-width:70ch } a { color:var(--accent) }
 .card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:16px }
 .figures { display:grid; grid-template-columns:repeat(auto-fit, minmax(150px, 1fr)); gap:14px; margin:22px 0 }
 .figures b { display:block; font-size:2rem; line-height:1.15; font-weight:650; font-variant-numeric:tabular-nums }
-.scroll { overflow-x:auto }
-@media (min-width:1180px) { .wide { width:max-content; min-width:100%; max-width:calc(100vw - 40px); position:relative;
-  left:50%; transform:translateX(-50%) } }
-.wide table { font-size:.84rem } .wide th, .wide td { padding:6px } .wide thead th { white-space:normal; vertical-align:bottom }
+/* A shadow at an edge that hides more of a table: covers at the table's own ends move with it. */
+.scroll { overflow-x:auto; background:linear-gradient(to right, var(--card) 50%, transparent) 0 / 40px 100% no-repeat local,
+  linear-gradient(to left, var(--card) 50%, transparent) 100% / 40px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) 0 / 14px 100% no-repeat,
+  linear-gradient(to left, var(--shade), transparent) 100% / 14px 100% no-repeat var(--card) }
+main.wide { max-width:1400px }
+.wide table { font-size:.84rem } .wide th, .wide td { padding:6px 4px } .wide thead th { white-space:normal; vertical-align:bottom }
 table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-numeric:tabular-nums }
 th, td { text-align:right; padding:6px 10px; border-bottom:1px solid var(--line); white-space:nowrap }
 th:first-child, td:first-child { text-align:left } thead th { color:var(--soft); font-weight:560 }
@@ -52,6 +56,7 @@ img.small { image-rendering:pixelated }
 .doubt { color:var(--warm); font-size:.9rem; margin-top:4px }
 .bar i { display:block; height:100%; background:var(--accent); min-width:2px }
 .hits { display:grid; grid-template-columns:repeat(auto-fill, minmax(118px, 1fr)); gap:14px; list-style:none; margin:0; padding:0 }
+.hits.large { grid-template-columns:repeat(auto-fill, minmax(170px, 1fr)) }
 .hits figure { margin:0 } .hits .shown { aspect-ratio:1; border-radius:8px; overflow:hidden; background:var(--line);
   display:flex; align-items:center; justify-content:center; color:var(--soft); font-size:.8rem }
 .hits img { width:100%; height:100%; object-fit:contain; display:block }
@@ -63,6 +68,7 @@ figcaption .soft, .path { font-size:.78rem } figcaption .row { display:flex; jus
 @media screen and (prefers-color-scheme: dark) { .chip { background:hsl(var(--hue) 35% 26%); color:hsl(var(--hue) 70% 86%) }
   .plots svg image { filter:brightness(.8) } }
 .path { color:var(--soft); overflow-wrap:anywhere }
+.command { display:block; user-select:all } .command span { white-space:nowrap }
 .query h2 { font-size:1rem; margin:10px 0 4px; overflow-wrap:anywhere } .query:target h2 { color:var(--accent) }
 .jump { columns:180px auto; font-size:.9rem; margin:16px 0; padding-left:18px } .jump li { overflow-wrap:anywhere }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 18px; font-size:.92rem } dt { font-weight:620 } dd { margin:0 }
@@ -84,14 +90,26 @@ def escape(value: object) -> str:
     return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
-def frame(title: str, body: str) -> str:
-    """Return a whole page around a body."""
+def frame(title: str, body: str, *, wide: bool = False) -> str:
+    """Return a whole page around a body; a wide one has room for tables of many columns."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main{' class=wide' if wide else ''}>\n{body}\n"
         "<footer>Made by Kedge.</footer>\n</main>\n</body>\n</html>\n"
     )
+
+
+def scroller(name: str, table: str) -> str:
+    """Return a table that scrolls where the window is too narrow for it, with the keys of a keyboard too."""
+    return f"<div class='scroll card' tabindex='0' role='region' aria-label='{escape(name)}'>{table}</div>"
+
+
+def glossary(words: Mapping[str, str]) -> str:
+    """Return the end of a page: what its words mean."""
+    entries = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in words.items())
+    return f"<h2>What the words mean</h2><dl>{entries}</dl>"
 
 
 def percent(share: float) -> str:

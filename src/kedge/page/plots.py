@@ -12,12 +12,13 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kedge.anchors import Anchors
 from kedge.distances import all_the_same, squared_distances
+from kedge.page.layout import escape
 
 __all__ = [
     "anchor_distances",
@@ -64,8 +65,11 @@ def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """Return a figure as SVG for a page: text stays text, and ids begin with `name`, for a page holds several."""
+def _svg(figure: Figure, name: str, colours: Mapping[str, str] = VARIABLES) -> str:
+    """Return a figure as SVG for a page: text stays text, and ids begin with `name`, for a page holds several.
+
+    colours: what stands in the page for a colour.
+    """
     buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "kedge"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -76,13 +80,13 @@ def _svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     # What describes the file, and a style that would hold for the whole page.
     text = re.sub(r" <metadata>.*?</metadata>\n| <defs>\n  <style.*?</style>\n </defs>\n", "", text, flags=re.DOTALL)
-    return re.sub(r"<[^<>]+>", lambda tag: _for_page(tag[0], name), text[text.index("<svg") :])
+    return re.sub(r"<[^<>]+>", lambda tag: _for_page(tag[0], name, colours), text[text.index("<svg") :])
 
 
-def _for_page(tag: str, name: str) -> str:
+def _for_page(tag: str, name: str, colours: Mapping[str, str]) -> str:
     """Return one tag with ids of its own and the page's colours; names of classes stand outside of tags."""
     tag = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{name}-", tag)
-    return re.sub(r"(fill|stroke): (#\w{6})", lambda found: f"{found[1]}: {VARIABLES.get(found[2], found[2])}", tag)
+    return re.sub(r"(fill|stroke): (#\w{6})", lambda found: f"{found[1]}: {colours.get(found[2], found[2])}", tag)
 
 
 def _epochs(metrics: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -194,7 +198,10 @@ def _with_legend(figure: Figure, axes: Axes, name: str) -> str:
 def embedding_map(
     vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: Sequence[str], anchors: Anchors
 ) -> str:
-    """Plot embeddings (n, d) and anchors in two dimensions, by t-SNE: near stays near, far says little."""
+    """Plot embeddings (n, d) and anchors in two dimensions, by t-SNE: near stays near, far says little.
+
+    Each class has a colour, its anchor and the anchor's name too; what the pointer stands on says its class.
+    """
     figure, axes = _axes(LARGE)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -203,13 +210,25 @@ def embedding_map(
         axes.text(0.5, 0.5, "too few different embeddings for a map", ha="center", color=SOFT)
         return _svg(figure, "map")
     pictures, marks = flat[: len(vectors)], flat[len(vectors) :]
-    colours = _colours(len(classes))
-    axes.scatter(pictures[:, 0], pictures[:, 1], c=colours[labels], s=12, linewidths=0, alpha=0.7)
-    axes.scatter(marks[:, 0], marks[:, 1], marker="x", color=INK, s=34, linewidths=1.6)
+    colours = dict(zip(classes, _colours(len(classes)), strict=True))
+    # More ink than colour: a name can be read on the page's ground, light or dark, and a cross among its dots.
+    own = [colours.get(name, np.array(to_rgba(INK))) for name in anchors.names]
+    inks = [to_hex(0.4 * colour + 0.6 * np.array(to_rgba(INK))) for colour in own]
+    mixed = {ink: f"color-mix(in srgb, {to_hex(c)} 40%, var(--ink))" for ink, c in zip(inks, own, strict=True)}
+    dots = [colours[classes[label]] for label in labels]
+    axes.scatter(pictures[:, 0], pictures[:, 1], c=dots, s=12, linewidths=0, alpha=0.7)
+    axes.scatter(marks[:, 0], marks[:, 1], marker="x", c=inks, s=34, linewidths=1.6)
     if len(anchors) <= MOST_NAMED:
-        for name, place in zip(anchors.names, marks, strict=True):
-            axes.annotate(_plain(name), place, xytext=(5, 4), textcoords="offset points", fontsize=9, color=INK)
-    return _svg(figure, "map")
+        for name, place, ink in zip(anchors.names, marks, inks, strict=True):
+            axes.annotate(_plain(name), place, xytext=(5, 4), textcoords="offset points", fontsize=9, color=ink)
+    # Nothing but the marks is a <use>, or a path where there are few; they stand in the order they were given.
+    names = iter([*(classes[label] for label in labels), *anchors.names])
+    svg = _svg(figure, "map", VARIABLES | mixed)
+
+    def titled(mark: re.Match[str]) -> str:
+        return f"<{mark[1]}{mark[2]}><title>{escape(next(names))}</title></{mark[1].split()[0]}>"
+
+    return re.sub(r"<(use|path d)\b([^>]*)/>", titled, svg)
 
 
 def _in_two_dimensions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:

@@ -19,7 +19,7 @@ from kedge.figures import Confusion, Probes, Report, SearchFigures
 from kedge.measurement import DEFAULT_PROBES
 from kedge.model import REPORT, Model
 from kedge.page import plots
-from kedge.page.layout import escape, frame, percent, picture_tag
+from kedge.page.layout import escape, frame, glossary, percent, picture_tag, scroller
 from kedge.page.writing import placing, write_page
 from kedge.picture import THUMBNAIL_SIDE, read_picture, thumbnail
 from kedge.runtime import Runtime
@@ -33,7 +33,8 @@ GLOSSARY = {
     "P@k": "share of relevant pictures among the first k; always divided by k.",
     "R@k": "share of queries with a relevant picture among the first k.",
     "relevant": "a gallery picture is relevant when it has the query's class.",
-    "probes": "how many of the nearest anchors the search looks under. Evaluation never looks under more.",
+    "probes": "how many of the nearest anchors the search looks under. Evaluation never looks under more. So many that "
+    "all pictures are looked at have no line: they find what exhaustive search finds.",
     "exact": "finds what exhaustive search finds, and leaves out what bounds show to be too far.",
     "looked at": "share of the gallery's pictures that a query was compared with, in a search for 100.",
 }
@@ -107,7 +108,7 @@ def report_page(model: Model, report: Report | None, material: ReportMaterial | 
     parts.append(_plots(model, report, material))
     if report and material:
         parts.append(_classes(report, material))
-    parts += [_settings(trained), _glossary()]
+    parts += [_settings(trained), glossary(GLOSSARY)]
     return frame(title, "\n".join(part for part in parts if part))
 
 
@@ -149,25 +150,30 @@ def _search_table(report: Report) -> str:
         ("nearest", "Two-stage, pictures filed under their nearest anchor: needs no label"),
         ("label", "Two-stage, pictures filed under their label's anchor: this turns retrieval into classification"),
     ]
+    alike = report.distances_agree()
     heads = "".join(f"<th scope='col'>{head}</th>" for head in _COLUMNS)
     rows = ""
     for filed_by, text in groups:
-        chosen = [row for row in report.search if row.filed_by == filed_by]
+        chosen = [row for row in report.distinct() if row.filed_by == filed_by]
         if chosen:
             rows += f"<tr class='group'><th colspan='{len(_COLUMNS)}' scope='colgroup'><span>{text}</span></th></tr>"
-            rows += "".join(_search_row(row, own=row.distance == report.distance) for row in chosen)
-    return (
-        "<h2>Ways to search</h2><p class='soft'>Lines by the model's own distance are tinted.</p>"
-        f"<div class='scroll card'><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+            rows += "".join(_search_row(row, report, alike=alike) for row in chosen)
+    said = (
+        "By L2 and by cosine all figures are the same, as they are of vectors of unit length."
+        if alike
+        else "Lines by the model's own distance are tinted."
     )
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<h2>Ways to search</h2><p class='soft'>{said}</p>{scroller('Ways to search', table)}"
 
 
 _COLUMNS = ("search", "mAP, %", "P@20", "P@100", "R@1", "R@5", "R@10", "looked at", "ms a query")
 
 
-def _search_row(row: SearchFigures, *, own: bool) -> str:
+def _search_row(row: SearchFigures, report: Report, *, alike: bool) -> str:
     way = "all" if row.probes is None else "exact" if row.probes == "exact" else f"probes {row.probes}"
-    name = f"{'L2' if row.distance == 'l2' else 'cosine'}, {way}"
+    name = f"{'L2 = cosine' if alike else 'L2' if row.distance == 'l2' else 'cosine'}, {way}"
+    own = row.distance == report.distance and not alike
     shares = (row.map, row.precision_at["20"], row.precision_at["100"], *(row.recall_at[k] for k in ("1", "5", "10")))
     cells = [f"{100 * share:.1f}" for share in shares]
     cells += [percent(row.scanned_share), f"{row.milliseconds_per_query:.2f}"]
@@ -188,7 +194,8 @@ def _plots(model: Model, report: Report | None, material: ReportMaterial | None)
         narrow.append(("Loss and its terms by epoch", "Logarithmic scale", plots.terms_by_epoch(metrics)))
     if material and len(material.vectors):
         map_ = plots.embedding_map(material.vectors, material.labels, material.classes, material.anchors)
-        text = f"{len(material.vectors)} test pictures by t-SNE, anchors as crosses: near stays near, far says little"
+        text = f"{len(material.vectors)} test pictures by t-SNE in their classes' colours, anchors as crosses: "
+        text += "near stays near, far says little"
         wide.append(("Map of the embeddings", text, map_))
     text = "Euclidean; dark is close, and what is close is easily confused"
     wide.append(("Distances between anchors", text, plots.anchor_distances(model.search_anchors)))
@@ -253,11 +260,6 @@ def _settings(trained: Mapping[str, Any]) -> str:
         "<h2>How it was trained</h2><details><summary>All settings and counts</summary>"
         f"<table class='named settings'><tbody>{rows}</tbody></table></details>"
     )
-
-
-def _glossary() -> str:
-    entries = "".join(f"<dt>{word}</dt><dd>{text}</dd>" for word, text in GLOSSARY.items())
-    return f"<h2>What the words mean</h2><dl>{entries}</dl>"
 
 
 def _find(report: Report, filed_by: str, probes: Probes) -> SearchFigures | None:
