@@ -60,6 +60,8 @@ def test_names_that_archives_hold_in_other_ways_are_found(photos, gallery, tmp_p
     assert (report.added, report.failed) == (3, ())
     paths = {row["path"]: row["label"] for row in rows(gallery)}
     assert paths == {str(tmp_path / "packed.zip" / label / "0.png"): label for label in names.values()}
+    assert gallery.add(tmp_path / ".zip").unchanged == 3  # copies, of which the stored ones are there
+    (tmp_path / "packed.zip").unlink()
     assert gallery.add(tmp_path / ".zip").updated == 3
 
 
