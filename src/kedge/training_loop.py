@@ -208,7 +208,8 @@ class _EpochLog(Callback):
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if not self.quiet:
-            said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in UNSAID)
+            unsaid = {*UNSAID, *({"norm_floor"} if not line.get("norm_floor") else ())}  # most losses have none
+            said = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in unsaid)
             if "validation_map" in line:
                 said += f"  mAP among the validation pictures {100 * line['validation_map']:.1f} %"
             self.bar.console.print(
