@@ -255,6 +255,23 @@ def test_tries_are_of_the_same_pictures_as_all(tmp_path, monkeypatch):
         kedge.compare(grid, tmp_path / "out")
 
 
+def test_tries_may_be_of_a_set_of_the_same_name_without_test_pictures(tmp_path, unmeasured):
+    for place in ("left", "right"):
+        draw_classes(tmp_path / place / "birds" / "train", ["circle", "square"], each=4, size=8, seed=len(place))
+    draw_classes(tmp_path / "left" / "birds" / "test", ["circle", "square"], each=2, size=8, seed=2)
+    draw_classes(tmp_path / "right" / "birds" / "val", ["circle", "square"], each=2, size=8, seed=3)
+    left, right = (str(tmp_path / place / "birds") for place in ("left", "right"))
+    grid = Grid.of({"datasets": [left], "losses": ["cam"], "seeds": [0], "tries": {"dataset": right}})
+    assert not kedge.compare(grid, tmp_path / "out").failed
+    assert {job["data"]: job["pictures"] for job in unmeasured} == {
+        data: load_dataset(data).fingerprint for data in (left, right)
+    }
+    # Once all tries are done their pictures may be gone.
+    shutil.rmtree(right)
+    again = Grid.of({"datasets": [left], "losses": ["cam"], "seeds": [0, 1], "tries": {}})
+    assert len(kedge.compare(again, tmp_path / "out").rows) == 2
+
+
 def test_tries_choose_the_best_of_each_stage_and_go_on(photos, tmp_path, monkeypatch):
     # What a try reaches is made up here, so that the choice is known by hand.
     def scored(_, told, *__):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kedge.distances import unit_length
 from kedge.errors import InputError
 from kedge.gallery import Gallery
+from kedge.pictures_table import PicturesTable
 from tests.models import make_model
 
 CLASSES = ("it's", "green", "blue", "grey", "pink")
@@ -83,7 +84,7 @@ def test_both_engines_answer_as_a_list_in_plain_python_does(steps, seed, model, 
 
 
 @pytest.mark.parametrize("asked", [{"where": "label = 'c7'"}, {"order": "bucket", "k": 200}, {"k": 400}])
-def test_far_anchors_are_looked_into_as_near_ones_are(asked, tmp_path):
+def test_far_anchors_are_looked_into_as_near_ones_are(asked, tmp_path, monkeypatch):
     names = [f"c{number}" for number in range(30)]
     model, random = make_model(tmp_path / "model", classes=names), np.random.default_rng(0)
     labels = random.integers(len(names), size=600)
@@ -92,9 +93,17 @@ def test_far_anchors_are_looked_into_as_near_ones_are(asked, tmp_path):
     memory.add_vectors(vectors, labels=[names[label] for label in labels])
     disk = Gallery.open(tmp_path / "gallery", on_disk=True)
     queries = vectors[:20]
+    looked_into, nearest = [], PicturesTable.nearest
+
+    def seen(*told, **options):
+        looked_into.append(options["probes"])
+        return nearest(*told, **options)
+
+    monkeypatch.setattr(PicturesTable, "nearest", seen)
     assert told(disk.search_vectors(queries, **{"k": 5, **asked})) == told(
         memory.search_vectors(queries, **{"k": 5, **asked})
     )
+    assert None not in looked_into or asked.get("k") == 400  # all of them only where all are asked for
     for emptied in range(8):
         memory.remove(where=f"label = 'c{emptied}'")
     options = {"k": 5, "where": asked.get("where", "").replace("c7", "c9") or None}

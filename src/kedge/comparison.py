@@ -22,11 +22,11 @@ from zlib import crc32
 import torch
 from filelock import FileLock, Timeout
 
-from kedge.atomic_write import write_atomically
+from kedge.atomic_write import clear_unfinished, write_atomically
 from kedge.cell import classes_left
 from kedge.config import READ_OUT
 from kedge.csv_table import Row, put_row, read_header, read_rows
-from kedge.datasets import PUBLISHED, load_dataset
+from kedge.datasets import PUBLISHED, load_dataset, place_of
 from kedge.errors import ConfigError, DatasetError, InputError, KedgeError, first_line
 from kedge.grid import Cell, Grid, Shots, name_of
 from kedge.jobs import Job, OnRow, Runner
@@ -73,7 +73,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is compared, where it is written, what runs it, and the fingerprints of its data sets, as far as known."""
+    """What is compared, where it is written, what runs it, and the fingerprints of data sets by place, where known."""
 
     grid: Grid
     out: Path
@@ -121,6 +121,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / LOCK, blocking=False):
+            clear_unfinished(out)
             # First: without its failures the former grid could not be asked for something else.
             write_atomically(out / GRID, asked.model_dump_json(indent=2))
             if nothing_kept:
@@ -212,17 +213,13 @@ def _is_settings(text: str) -> bool:
 
 
 def _check_data(grid: Grid, out: Path) -> dict[str, str]:
-    """Return the fingerprints of the data sets that need not be fetched, by name.
+    """Return the fingerprints of the data sets that need not be fetched, by their places.
 
     Raises DatasetError for what no cell could be of, ConfigError when rows were measured on other pictures.
     """
-    measured: dict[str, set[str]] = {}
-    for row in (*read_rows(out / RESULTS), *read_rows(out / TRIES)):
-        if row.get("pictures"):
-            measured.setdefault(row["dataset"], set()).add(row["pictures"])
     pictures = {}
-    for data in {**dict.fromkeys(grid.datasets), **({str(grid.tries.dataset): None} if grid.tries else {})}:
-        if data in PUBLISHED and data not in measured:
+    for data in grid.datasets:
+        if data in PUBLISHED and not _pictures_of(out / RESULTS, data):
             continue  # It may have to be fetched first. What cannot be had is told by its cells.
         found = load_dataset(data, max_classes=grid.classes)
         if not len(found.test):
@@ -231,10 +228,23 @@ def _check_data(grid: Grid, out: Path) -> dict[str, str]:
                 "train/, of which some are held out"
             )
         classes_left(found, grid.unseen_classes)
-        if measured.get(name_of(data), set()) - {found.fingerprint}:
-            raise ConfigError(f"the pictures of {data} have changed since {out} was begun: choose another --out")
-        pictures[name_of(data)] = found.fingerprint
+        pictures[place_of(data)] = found.fingerprint
+    if grid.tries and grid.tries.dataset not in PUBLISHED:
+        # Validation pictures are all that tries need. What cannot be had is told by those that are still open.
+        with suppress(DatasetError):
+            data = str(grid.tries.dataset)
+            pictures.setdefault(data, load_dataset(data, max_classes=grid.classes).fingerprint)
+    for table, sets in ((RESULTS, grid.datasets), (TRIES, [grid.tries.dataset] if grid.tries else [])):
+        for data in map(str, sets):
+            now = pictures.get(place_of(data))
+            if now and _pictures_of(out / table, data) - {now}:
+                raise ConfigError(f"the pictures of {data} have changed since {out} was begun: choose another --out")
     return pictures
+
+
+def _pictures_of(table: Path, data: str) -> set[str]:
+    """Return the fingerprints that the rows of a data set have, where they say one."""
+    return {row["pictures"] for row in read_rows(table) if row["dataset"] == name_of(data) and row.get("pictures")}
 
 
 def _run_cells(work: _Work, chosen: Mapping[str, Any], hopeless: Mapping[str, str], *, keep_models: bool) -> None:
@@ -261,7 +271,7 @@ def _run_cells(work: _Work, chosen: Mapping[str, Any], hopeless: Mapping[str, st
             "settings": settings,
             "tried": chosen.get(cell.loss, {}),
             "unseen_classes": grid.unseen_classes,
-            "pictures": work.pictures.get(cell.dataset),
+            "pictures": work.pictures.get(place_of(grid.data(cell.dataset))),
         }
 
     def keep(cell: Cell, state: Path, others: set[Cell], measured: Row) -> Row:
@@ -370,7 +380,7 @@ def _try(work: _Work, name: str, settings: Mapping[str, Any]) -> Job:
     if backbone != "auto":
         given["backbone"] = backbone
     job: Row = {"validate": True, "data": data, "out": str(folder), "settings": given, "tried": settings}
-    job |= {"unseen_classes": grid.unseen_classes, "pictures": work.pictures.get(name_of(data))}
+    job |= {"unseen_classes": grid.unseen_classes, "pictures": work.pictures.get(data)}
 
     def keep(measured: Row) -> Row:
         row = {"dataset": name_of(data), "loss": name, "settings": _said(settings), "failure": "", **measured}

@@ -24,7 +24,7 @@ from zlib import crc32
 
 from filelock import FileLock, Timeout
 
-from kedge.atomic_write import write_atomically
+from kedge.atomic_write import clear_unfinished, write_atomically
 from kedge.checksums import FILE as CHECKSUMS
 from kedge.errors import GalleryError, ModelError, reason_of
 from kedge.model import CARD as MODEL_CARD
@@ -146,6 +146,7 @@ class GalleryFolder:
 
         Call it within `reindexing`: what grows under another process would go with them.
         """
+        clear_unfinished(self.root)
         for path in self.root.iterdir():
             if self.part != "." and path.name == CHECKSUMS:
                 path.unlink(missing_ok=True)

@@ -44,7 +44,10 @@ class SearchResult:
         Four figures of the largest, and up to two more.
         """
         values = [hit.distance for hit in self.hits]
-        least = min(6, max(0, 3 - math.floor(math.log10(max(values))))) if any(values) else 3
+        largest = max((value for value in values if math.isfinite(value)), default=0.0)
+        if largest and not 1e-4 < largest < 1e6:
+            return [f"{value:.4g}" for value in values]
+        least = min(6, max(0, 3 - math.floor(math.log10(largest)))) if largest else 3
         for decimals in range(least, least + 3):
             said = [f"{value:.{decimals}f}" for value in values]
             if len({*said}) == len({*values}):

@@ -159,6 +159,7 @@ def _ways(
     setting: _Setting, anchors: Anchors, classes: Sequence[str], distance: Distance, probes: Sequence[Probes]
 ) -> list[_Way]:
     """Return every way to search by one distance: exhaustive, filed by nearest, and by label where all have anchors."""
+    probes = [count if count == "exact" else int(count) for count in probes]
     gallery, gallery_labels, points = setting.gallery, setting.gallery_labels, anchors.vectors
     nearest = nearest_anchors(gallery, points)
     index = TwoStageIndex(gallery, points, nearest)

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from kedge.atomic_write import write_atomically
+from kedge.atomic_write import clear_unfinished, write_atomically
 from kedge.config import READ_OUT, TrainingConfig
 from kedge.datasets import Dataset
 from kedge.errors import DivergedError, InputError, KedgeError
@@ -50,6 +50,7 @@ def begin_run(partial: Path, settings: TrainingConfig, data: str, dataset: Datas
             raise InputError(f"the pictures of {data} have changed since {partial} was begun: remove it, train anew")
     partial.mkdir(parents=True, exist_ok=True)
     held = lock_run(partial)
+    clear_unfinished(partial)
     # In one step: a run that is killed here can go on.
     write_atomically(path, json.dumps(asked, indent=2))
     try:

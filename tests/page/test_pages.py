@@ -131,6 +131,23 @@ def test_contact_sheet_of_nothing_and_of_many():
     assert [attributes["href"] for attributes in many.of("a")] == [f"#q{number}" for number in range(12)]
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.0, 0.0], ["0.000", "0.000"]),
+        ([0.01, 0.5, 12.345678, 12.345679], ["0.0100", "0.5000", "12.3457", "12.3457"]),
+        ([0.0, 0.06651, 0.06652], ["0.00000", "0.06651", "0.06652"]),
+        ([1e-9, 2e-9], ["1e-09", "2e-09"]),
+        ([3e18, float("inf")], ["3e+18", "inf"]),
+        ([float("inf")], ["inf"]),
+        ([], []),
+    ],
+)
+def test_distances_of_a_list_have_the_same_decimals(values, said):
+    hits = tuple(Hit(rank, str(rank), None, None, value, "a") for rank, value in enumerate(values, 1))
+    assert SearchResult("q", hits, ("a",), 1.0).distances() == said
+
+
 def test_labels_of_a_page_have_colours_of_their_own_and_none_is_red():
     hits = [Hit(number, str(number), None, f"class {number % 12}", 0.0, "a") for number in range(36)]
     chips = re.findall(r"--hue:(\d+)'>([^<]+)<", sheet([SearchResult("q", tuple(hits), ("a",), 1.0)]))

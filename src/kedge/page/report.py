@@ -158,11 +158,7 @@ def _search_table(report: Report) -> str:
         if chosen:
             rows += f"<tr class='group'><th colspan='{len(_COLUMNS)}' scope='colgroup'><span>{text}</span></th></tr>"
             rows += "".join(_search_row(row, report, alike=alike) for row in chosen)
-    said = (
-        "By L2 and by cosine all figures are the same, as they are of vectors of unit length."
-        if alike
-        else "Lines by the model's own distance are tinted."
-    )
+    said = "By L2 and by cosine all figures are the same." if alike else "Lines by the model's own distance are tinted."
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     return f"<h2>Ways to search</h2><p class='soft'>{said}</p>{scroller('Ways to search', table)}"
 
